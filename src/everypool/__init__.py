@@ -1,0 +1,17 @@
+"""Every pooling operation a neural network uses: exact, masked, exportable and swappable.
+
+Pooling is a reducer folded over windows; see `everypool.pool`, and `everypool.operations()` for all there is.
+"""
+
+from everypool._check import InvalidValue as InvalidValue
+from everypool.factory import create as create
+from everypool.pool import Operation as Operation
+from everypool.pool import Reducer as Reducer
+from everypool.pool import Windows as Windows
+from everypool.pool import operations as operations
+from everypool.pool import pool as pool
+from everypool.pool import register as register
+from everypool.windows import *  # noqa: I001  (windows first: reducers build on them)
+from everypool.reducers import *
+
+__version__ = "0.1.0"

@@ -1,0 +1,326 @@
+"""Windows along one axis, and how a merging state is folded over them.
+
+An axis relates `n` elements to `out` windows. `fold` merges, for every window, the states of its elements in order;
+`transposed` is the same relation read from the elements' side (which windows does an element belong to), which is all
+that a backward pass needs. Every kind of window is a product of such axes, so cost and memory never grow with k x k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from everypool.backends.monoids import Monoid, State
+
+__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "traced"]
+
+
+def traced() -> bool:
+    """True while torch.compile or torch.export records the graph: sizes may then be symbols, so nothing branches on them."""
+    return torch.compiler.is_compiling()
+
+
+def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return part[(slice(None),) * dim + (slice(start, start + length),)]
+
+
+class Axis:
+    """`n` elements related to `out` windows."""
+
+    n: int
+    out: int
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        """Each window's merged state; `dim` goes from n elements to `out` windows."""
+        raise NotImplementedError
+
+    def transposed(self) -> Axis:
+        """The relation from windows to elements."""
+        raise NotImplementedError
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Element positions ([N,] out, taps) of each window in order, and which of them exist."""
+        raise NotImplementedError
+
+    def centre(self, device: torch.device, upper: bool) -> Tensor:
+        """Element position ([N,] out) at the middle of each window; `upper` takes the later of two middles."""
+        positions, exists = self.table(device)
+        number = exists.sum(-1)
+        first = exists.to(torch.uint8).argmax(-1)
+        middle = (first + (number - 1 + int(upper)) // 2).clamp(min=0, max=positions.shape[-1] - 1)
+        return positions.gather(-1, middle.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Keep(Axis):
+    """An axis that is not pooled."""
+
+    n: int
+
+    @property
+    def out(self) -> int:  # type: ignore[override]
+        return self.n
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        return state
+
+    def transposed(self) -> Axis:
+        return self
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(self.n, device=device).unsqueeze(-1)
+        return positions, torch.ones_like(positions, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Slide(Axis):
+    """Sliding windows: window i holds elements i * stride - left + t * dilation, t < kernel, that lie in [0, n)."""
+
+    n: int
+    out: int
+    kernel: int
+    stride: int
+    dilation: int
+    left: int
+    right: int  # elements that the last window may need beyond the end; more than needed is cut off
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        if not traced():
+            if self.stride > self.n:
+                return Table.of(self).fold(monoid, state, dim)
+            return self._trimmed()._fold(monoid, state, dim)
+        return self._fold(monoid, state, dim)
+
+    def _trimmed(self) -> Slide:
+        """The same windows without the taps that no window finds inside the input."""
+        d, kernel, left = self.dilation, self.kernel, self.left
+        before = max((left - (self.out - 1) * self.stride) // d, 0)  # first taps outside even for the last window
+        kernel, left = kernel - before, left - before * d
+        kernel = min(kernel, max((self.n - 1 + left) // d + 1, 1))  # last taps outside even for the first window
+        reach = (self.out - 1) * self.stride - left + (kernel - 1) * d + 1
+        return replace(self, kernel=kernel, left=left, right=max(reach - self.n, 0))
+
+    def _fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        k, s, d, out = self.kernel, self.stride, self.dilation, self.out
+        parts = [_padded(part, dim, self.left, self.right, value) for part, value in zip(state, monoid.identity, strict=True)]
+        span = (out - 1) * s + 1
+        if k == 1:
+            return tuple(_stepped(part, dim, 0, span, s) for part in parts)
+        if 3 < k <= s and d == 1 and not traced():
+            parts = [crop(part, dim, 0, span + k - 1).unfold(dim, k, s) for part in parts]
+            return monoid.over(tuple(parts), parts[0].dim() - 1)
+        if k <= 3 or (k <= s and k <= 9):
+            taps = [tuple(_stepped(part, dim, t * d, span, s) for part in parts) for t in range(k)]
+            return _merged(monoid, taps)
+        return tuple(_stepped(part, dim, 0, span, s) for part in _doubled(monoid, tuple(parts), dim, k, d, span))
+
+    def transposed(self) -> Axis:
+        if self.stride > self.n:
+            return Table.of(self).transposed()
+        return Spread(self._trimmed())
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if not traced() and self.stride > self.n:
+            return Table.of(self).table(device)
+        here = self if traced() else self._trimmed()
+        taps = torch.arange(here.kernel, device=device) * here.dilation - here.left
+        positions = (torch.arange(here.out, device=device) * here.stride).unsqueeze(-1) + taps
+        exists = (positions >= 0) & (positions < here.n)
+        return positions.clamp(min=0, max=here.n - 1), exists
+
+    def centre(self, device: torch.device, upper: bool) -> Tensor:
+        tap = (self.kernel - 1 + int(upper)) // 2
+        start = torch.arange(self.out, device=device) * self.stride
+        return (start + (tap * self.dilation - self.left)).clamp(min=0, max=self.n - 1)
+
+
+def _padded(part: Tensor, dim: int, left: int, right: int, value: float) -> Tensor:
+    if not traced() and left <= 0 and right <= 0:
+        return crop(part, dim, -left, part.shape[dim] + left)
+    pad = [0, 0] * (part.dim() - 1 - dim) + [left, right]
+    if part.dtype == torch.int64 and value < -(2**62):
+        fill = torch.full((), -(2**63), dtype=torch.int64, device=part.device)
+        inside = F.pad(torch.ones_like(part, dtype=torch.bool), pad, value=False)
+        return torch.where(inside, F.pad(part, pad), fill)
+    return F.pad(part, pad, value=value)
+
+
+def _stepped(part: Tensor, dim: int, start: int, span: int, step: int) -> Tensor:
+    return part[(slice(None),) * dim + (slice(start, start + span, step),)]
+
+
+def _merged(monoid: Monoid, states: list[State]) -> State:
+    while len(states) > 1:
+        pairs = [monoid.merge(states[i], states[i + 1]) for i in range(0, len(states) - 1, 2)]
+        states = pairs + states[len(states) // 2 * 2 :]
+    return states[0]
+
+
+def _doubled(monoid: Monoid, state: State, dim: int, kernel: int, dilation: int, length: int) -> State:
+    """Windows of `kernel` elements from each of the first `length` positions, in at most 2 log2(kernel) merges."""
+    block, size, covered = state, 1, 0  # block: `size` elements from each position
+    done: State | None = None  # done: the first `covered` elements of each window
+    while True:
+        if kernel & size:
+            piece = tuple(crop(part, dim, covered * dilation, length) for part in block)
+            done = piece if done is None else monoid.merge(done, piece)
+            covered += size
+            if covered == kernel:
+                return done
+        reach = block[0].shape[dim] - size * dilation
+        early = tuple(crop(part, dim, 0, reach) for part in block)
+        block = monoid.merge(early, tuple(crop(part, dim, size * dilation, reach) for part in block))
+        size *= 2
+
+
+@dataclass(frozen=True)
+class Spread(Axis):
+    """The transposed view of sliding windows: element j holds the windows that contain it."""
+
+    windows: Slide
+
+    @property
+    def n(self) -> int:  # type: ignore[override]
+        return self.windows.out
+
+    @property
+    def out(self) -> int:  # type: ignore[override]
+        return self.windows.n
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        w = self.windows
+        grid = (w.out - 1) * w.stride + 1
+        left = (w.kernel - 1) * w.dilation - w.left
+        dense = Slide(grid, w.n, w.kernel, 1, w.dilation, left, max(w.n + w.left - grid, 0))
+        if w.stride > 1:  # windows stand `stride` elements apart; nothing stands between them
+            state = tuple(
+                crop(_padded(part.unsqueeze(dim + 1), dim + 1, 0, w.stride - 1, value).flatten(dim, dim + 1), dim, 0, grid)
+                for part, value in zip(state, monoid.identity, strict=True)
+            )
+        return dense._fold(monoid, state, dim)
+
+    def transposed(self) -> Axis:
+        return self.windows
+
+
+@dataclass(frozen=True)
+class Bins(Axis):
+    """Adaptive bins: window i holds elements floor(i * n / out) to ceil((i + 1) * n / out) - 1."""
+
+    n: int
+    out: int
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        if self.out == 1:
+            return tuple(part.unsqueeze(dim) for part in monoid.over(state, dim))
+        if not traced():
+            if self.n == 1:
+                return tuple(part.expand(*part.shape[:dim], self.out, *part.shape[dim + 1 :]) for part in state)
+            if self.n % self.out == 0:
+                return monoid.over(tuple(part.unflatten(dim, (self.out, -1)) for part in state), dim + 1)
+        return Table(*self.table(state[0].device), self.n, self.out).fold(monoid, state, dim)
+
+    def transposed(self) -> Axis:
+        # j in [floor(i n / o), ceil((i + 1) n / o)) exactly when i in [floor(j o / n), ceil((j + 1) o / n))
+        return Bins(self.out, self.n)
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        number = torch.arange(self.out, device=device)
+        start = number * self.n // self.out
+        end = ((number + 1) * self.n + (self.out - 1)) // self.out
+        positions = start.unsqueeze(-1) + torch.arange((self.n + self.out - 1) // self.out + 1, device=device)
+        return positions.clamp(max=self.n - 1), positions < end.unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Table(Axis):
+    """Windows listed element by element: positions ([N,] out, taps), with a row per sample where samples differ in size."""
+
+    positions: Tensor
+    exists: Tensor
+    n: int
+    out: int
+    back: tuple[Tensor, Tensor] | None = None  # the transposed table; needed for gradients only
+
+    @classmethod
+    def of(cls, windows: Slide) -> Table:
+        """Few windows far apart: every element is asked which of all windows it belongs to."""
+        element, window = torch.arange(windows.n).unsqueeze(-1), torch.arange(windows.out)
+        offset = element + windows.left - window * windows.stride
+        inside = (offset >= 0) & (offset % windows.dilation == 0) & (offset <= (windows.kernel - 1) * windows.dilation)
+        positions = element.squeeze(-1).expand(windows.out, -1)
+        return cls(positions, inside.T, windows.n, windows.out, (window.expand(windows.n, -1), inside))
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        device = state[0].device
+        return monoid.over(
+            tuple(
+                _looked_up(part, dim, self.positions.to(device), self.exists.to(device), value)
+                for part, value in zip(state, monoid.identity, strict=True)
+            ),
+            dim + 1,
+        )
+
+    def transposed(self) -> Axis:
+        if self.back is None:
+            raise NotImplementedError("this table of windows has no transposed table")
+        return Table(*self.back, self.out, self.n, (self.positions, self.exists))
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.positions.to(device), self.exists.to(device)
+
+
+def _looked_up(part: Tensor, dim: int, positions: Tensor, exists: Tensor, value: float) -> Tensor:
+    """part with `dim` replaced by (out, taps); taps that do not exist hold `value`."""
+    out, taps = positions.shape[-2:]
+    if positions.dim() == 2:
+        found = part.index_select(dim, positions.flatten()).unflatten(dim, (out, taps))
+        shape = [1] * dim + [out, taps] + [1] * (part.dim() - dim - 1)
+    else:
+        rows = positions.shape[0]
+        part = part.expand(rows, *part.shape[1:])
+        shape = [rows] + [1] * (dim - 1) + [out, taps] + [1] * (part.dim() - dim - 1)
+        flat = positions.reshape(rows, *[1] * (dim - 1), out * taps, *[1] * (part.dim() - dim - 1))
+        found = part.gather(dim, flat.expand(*part.shape[:dim], out * taps, *part.shape[dim + 1 :])).unflatten(dim, (out, taps))
+    if part.dtype == torch.int64 and value < -(2**62):
+        return torch.where(exists.reshape(shape), found, torch.full((), -(2**63), dtype=torch.int64, device=part.device))
+    return found.masked_fill(~exists.reshape(shape), value)
+
+
+@dataclass(frozen=True)
+class Run(Axis):
+    """Running windows: window i holds every element up to i, or from i on with `reverse`, in the order they are met."""
+
+    n: int
+    reverse: bool = False
+
+    LONGEST_EXPORT = 1 << 16  # an exported graph has a fixed number of doubling steps
+
+    @property
+    def out(self) -> int:  # type: ignore[override]
+        return self.n
+
+    def fold(self, monoid: Monoid, state: State, dim: int) -> State:
+        step = 1
+        while step < (self.LONGEST_EXPORT if torch.compiler.is_exporting() else self.n):
+            moved = tuple(self._moved(part, dim, step, value) for part, value in zip(state, monoid.identity, strict=True))
+            state = monoid.merge(moved, state)
+            step *= 2
+        return state
+
+    def _moved(self, part: Tensor, dim: int, step: int, value: float) -> Tensor:
+        if self.reverse:
+            return crop(_padded(part, dim, 0, step, value), dim, step, self.n)
+        return crop(_padded(part, dim, step, 0, value), dim, 0, self.n)
+
+    def transposed(self) -> Axis:
+        return Run(self.n, not self.reverse)
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        order = torch.arange(self.n, device=device)
+        number = order.flip(0) if self.reverse else order
+        exists = (number <= order.unsqueeze(-1)) if not self.reverse else (number >= order.unsqueeze(-1))
+        return number.expand(self.n, self.n), exists

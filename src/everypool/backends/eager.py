@@ -1,0 +1,359 @@
+"""The definition: every pooling as a few lines of torch on any device, differentiable twice, and the oracle of all tests.
+
+A reducer is written in the verbs of `Folds`: `total`, `argmax`, `take`, `log_mean_exp`, `weighted` and a few more. Each
+verb folds a merging state axis by axis, so time grows with the logarithm of the window and memory with input plus
+output. The two verbs with weights are closed under differentiation: the derivative of `weighted` is its transpose
+`spread` and the other way round, so gradients of every order cost the same few copies; nothing is saved per tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from everypool.backends.axes import Axis, traced
+from everypool.backends.monoids import ArgMax, LogMean, Maximum, Monoid, State, Sum, Weighted
+
+__all__ = ["Folds", "Layout", "Native", "wide"]
+
+CHUNK = 1 << 22  # taps of an unmergeable reducer that are laid out at once
+
+
+@dataclass(frozen=True)
+class Native:
+    """Sliding windows that torch.nn's own kernels take as they are."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One product of axes: which elements belong to which window, and which of both exist for each sample."""
+
+    axes: tuple[Axis, ...]
+    sizes: Tensor | None = None  # (N, nd): valid elements
+    out_sizes: Tensor | None = None  # (N, nd): valid windows; None where all are
+    extents: tuple[Tensor, ...] | None = None  # per axis ([N,] out): cells of each window with its explicit padding
+    native: Native | None = None
+    full: bool = False  # every window holds at least one element of the map
+    own_position: bool = False  # a window exists only where its own position does (scans)
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        return tuple(axis.n for axis in self.axes)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(axis.out for axis in self.axes)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the type that sums are made in: float64, or float32 where the device or an exported graph has no float64."""
+    narrow = traced() or x.device.type in ("mps", "xla", "vulkan")
+    return x.to(torch.float32) if narrow and x.dtype != torch.float64 else x.to(torch.float64)
+
+
+def plain_autograd() -> bool:
+    """True where the graph must consist of ordinary operators: tracing, torch.func transforms, forward-mode derivatives."""
+    return traced() or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def prefix_mask(sizes: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """(N, 1, *spatial), True inside each sample's own extent."""
+    nd = len(spatial)
+    inside = torch.ones((sizes.shape[0], 1, *spatial), dtype=torch.bool, device=sizes.device)
+    for axis, n in enumerate(spatial):
+        shape = [1] * (nd + 2)
+        shape[2 + axis] = n
+        own = sizes[:, axis].reshape(-1, *[1] * (nd + 1))
+        inside = inside & (torch.arange(n, device=sizes.device).reshape(shape) < own)
+    return inside
+
+
+class Folds:
+    """The verbs in which reducers are defined, bound to one layout and one mask."""
+
+    def __init__(self, layout: Layout, mask: Tensor | None, device: torch.device) -> None:
+        self.layout = layout
+        self.nd = len(layout.axes)
+        own = None if layout.sizes is None else prefix_mask(layout.sizes.to(device), layout.spatial)
+        self.own = own
+        self.mask = mask if own is None else own if mask is None else mask & own
+        self.device = device
+
+    # -- which windows exist -----------------------------------------------------------------------------------------
+
+    def ones(self, dtype: torch.dtype) -> Tensor:
+        """The mask as numbers; (1, 1, *spatial) of ones without one."""
+        if self.mask is not None:
+            return self.mask.to(dtype)
+        return torch.ones((1, 1, *self.layout.spatial), dtype=dtype, device=self.device)
+
+    def number(self, dtype: torch.dtype) -> Tensor:
+        """How many valid elements each window has."""
+        return self._fold(Sum(), (self.ones(dtype),))[0]
+
+    def padded_number(self, dtype: torch.dtype) -> Tensor:
+        """The same plus the cells of explicit padding, which average pooling may count."""
+        if self.layout.extents is None:
+            return self.number(dtype)
+        cells = torch.ones((), dtype=dtype, device=self.device)
+        for axis, extent in enumerate(self.layout.extents):
+            rows = extent.shape[0] if extent.dim() == 2 else 1
+            shape = [rows] + [1] * (self.nd + 1)
+            shape[2 + axis] = extent.shape[-1]
+            cells = cells * extent.to(self.device, dtype).reshape(shape)
+        if self.mask is None or self.mask is self.own:
+            return cells
+        own = Folds(Layout(self.layout.axes), self.own, self.device)
+        return cells - own.number(dtype) + self.number(dtype)
+
+    def exists(self) -> Tensor | None:
+        """(N or 1, 1 or C, *out): the window has a valid element; None where all windows have one."""
+        layout = self.layout
+        if self.mask is None and layout.full:
+            return None
+        found = self.number(torch.float32) > 0
+        if layout.out_sizes is not None:
+            found = found & prefix_mask(layout.out_sizes.to(self.device), layout.out)
+        if layout.own_position and self.mask is not None:
+            found = found & self.mask
+        return found
+
+    def masked(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """x with `value` where the mask says that nothing is."""
+        return x if self.mask is None else x.masked_fill(~self.mask, value)
+
+    # -- folds ---------------------------------------------------------------------------------------------------------
+
+    def _fold(self, monoid: Monoid, state: State, *, back: bool = False) -> State:
+        for axis in reversed(range(self.nd)):  # last axis first: the earlier of equal values is then row-major first
+            along = self.layout.axes[axis]
+            state = (along.transposed() if back else along).fold(monoid, state, 2 + axis)
+        return state
+
+    def total(self, v: Tensor) -> Tensor:
+        """Sum over each window; linear, so autograd keeps nothing. `v` must be zero where masked."""
+        return self._fold(Sum(), (v,))[0]
+
+    def maximum(self, x: Tensor) -> Tensor:
+        """Largest value of each window, without an index."""
+        return self._fold(Maximum(), (self.masked(x, float("-inf")),))[0]
+
+    @torch.no_grad()
+    def argmax(self, x: Tensor, *, last: bool = False) -> Tensor:
+        """Flat position of each window's largest element; -1 where the window is empty."""
+        lowest = float("-inf") if x.is_floating_point() else float(torch.iinfo(x.dtype).min)
+        index = torch.arange(_product(x.shape[2:]), device=x.device).reshape(1, 1, *x.shape[2:])
+        if self.mask is not None:
+            index = index.masked_fill(~self.mask, -1)
+            x = x.masked_fill(~self.mask, lowest) if x.is_floating_point() else torch.where(self.mask, x, torch.iinfo(x.dtype).min)
+        value, index = self._fold(ArgMax(lowest, last), (x.detach(), index))
+        return index.expand(value.shape)
+
+    @staticmethod
+    def take(x: Tensor, index: Tensor) -> Tensor:
+        """The elements at flat positions of each plane; position -1 gives some element, for `exists` to erase."""
+        return x.flatten(2).gather(2, index.flatten(2).clamp(min=0)).unflatten(2, index.shape[2:])
+
+    def log_mean_exp(self, u: Tensor) -> Tensor:
+        """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
+        u = self.masked(u, float("-inf"))
+        return self._log_mean_exp(u) if plain_autograd() else _LogMeanExp.apply(u, self)  # type: ignore[no-any-return]
+
+    def _log_mean_exp(self, u: Tensor) -> Tensor:
+        top = u.detach()
+        if plain_autograd():
+            rest = torch.where(top == float("-inf"), torch.zeros_like(u), u - top).expm1()
+        else:
+            rest = torch.zeros((1, 1, *u.shape[2:]), dtype=u.dtype, device=u.device)
+        top, rest, number = self._fold(LogMean(), (top, rest, self.ones(u.dtype)))
+        return top + (rest / number.clamp(min=1)).log1p()
+
+    def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
+        """sum of v * exp(u - level) over each window; level must not lie far below the window's largest u.
+
+        With `hard` the weight is 1 where u equals level and 0 elsewhere. `v` must be zero where masked.
+        """
+        u = self.masked(u, float("-inf"))
+        if plain_autograd():
+            return self._weighted(u, level, v, hard)
+        return _Weighted.apply(u, level, v, self, hard)  # type: ignore[no-any-return]
+
+    def _weighted(self, u: Tensor, level: Tensor, v: Tensor, hard: bool) -> Tensor:
+        monoid = Weighted(hard)
+        start = u.detach()
+        if plain_autograd() and not hard:
+            v = v * torch.where(start.isinf(), torch.zeros_like(u), u - start).exp()
+        top, value = self._fold(monoid, (start, v))
+        if hard:
+            return value * monoid.weight(top, level)
+        gap = torch.where(top == level.detach(), torch.zeros_like(level), top - level)
+        if plain_autograd():  # where top equals level the gap is zero but its slope is not
+            gap = torch.where(top.isinf(), gap, top - level)
+        return torch.where(gap == float("-inf"), torch.zeros_like(value), value * gap.exp())
+
+    def _spread(self, u: Tensor, level: Tensor, a: Tensor, hard: bool) -> Tensor:
+        """Transpose of `weighted`: sum over an element's windows of a * exp(u - level)."""
+        monoid = Weighted(hard)
+        nowhere = level.isinf()
+        start = (-level).masked_fill(nowhere, float("-inf"))
+        top, value = self._fold(monoid, (start, a.masked_fill(nowhere, 0.0)), back=True)
+        if hard:
+            return value * (u == -top).to(value.dtype)
+        return torch.where(u == float("-inf"), torch.zeros_like(value), value * (u + top).exp())
+
+    # -- reducers whose state does not merge ----------------------------------------------------------------------------
+
+    def tap_table(self) -> tuple[Tensor, Tensor]:
+        """Flat positions (N or 1, *out, taps) of every window's elements in row-major order, and which exist."""
+        tables = [axis.table(self.device) for axis in self.layout.axes]
+        flat: Tensor | None = None
+        found: Tensor | None = None
+        for axis, (positions, exists) in enumerate(tables):
+            rows = positions.shape[0] if positions.dim() == 3 else 1
+            shape = [rows] + [1] * (2 * self.nd)
+            shape[1 + axis], shape[1 + self.nd + axis] = positions.shape[-2:]
+            positions, exists = positions.reshape(shape), exists.reshape(shape)
+            flat = positions if flat is None else flat * self.layout.axes[axis].n + positions
+            found = exists if found is None else found & exists
+        if flat is None or found is None:
+            raise ValueError("`axes` must be one or more, got none")
+        return flat.flatten(1 + self.nd), found.expand(flat.shape).flatten(1 + self.nd)
+
+    @torch.no_grad()
+    def choose(self, x: Tensor, chooser: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Flat position of the element that `chooser(values, exists)` picks, as a tap number, in each window."""
+        flat, found = self.tap_table()
+        batch, channels = x.shape[:2]
+        if traced():  # a symbolic batch cannot be walked through
+            tap = chooser(*self.taps(x.detach())).unsqueeze(-1)
+            return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
+        planes = x.detach().flatten(2)
+        mask = None if self.mask is None else self.mask.expand(batch, channels, *self.layout.spatial).flatten(2)
+        step = max(1, CHUNK // max(flat[0].numel(), 1))
+        rows = []
+        for row in range(batch):
+            here, real = flat[row % flat.shape[0]].flatten(), found[row % found.shape[0]]
+            parts = []
+            for start in range(0, channels, step):
+                block = slice(start, start + step)
+                values = planes[row, block].index_select(1, here).unflatten(1, real.shape)
+                exists = real.expand(values.shape)
+                if mask is not None:
+                    exists = exists & mask[row, block].index_select(1, here).unflatten(1, real.shape)
+                tap = chooser(values, exists).unsqueeze(-1)
+                parts.append(here.reshape(real.shape).expand(values.shape).gather(-1, tap).squeeze(-1))
+            rows.append(torch.cat(parts))
+        return torch.stack(rows) if rows else flat.new_zeros((0, channels, *self.layout.out))
+
+    def taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for the few that need them."""
+        flat, found = self.tap_table()
+        batch = x.shape[0]
+        shape = flat.shape[1:]
+        index = flat.flatten(1).unsqueeze(1).expand(batch, x.shape[1], -1)
+        exists = found.unsqueeze(1)
+        if self.mask is not None:
+            mask = self.mask.flatten(2)
+            index_of_mask = flat.flatten(1).unsqueeze(1).expand(mask.shape[0], mask.shape[1], -1)
+            exists = exists & mask.gather(2, index_of_mask).unflatten(2, shape)
+        return x.flatten(2).gather(2, index).unflatten(2, shape), exists
+
+    def centre(self, x: Tensor, *, upper: tuple[bool, ...]) -> Tensor:
+        """The element in the middle of each window, taking per axis the later of two middles where `upper` says so."""
+        for axis, along in enumerate(self.layout.axes):
+            dim = 2 + axis
+            positions = along.centre(x.device, upper[axis])
+            if positions.dim() == 1:
+                x = x.index_select(dim, positions)
+            else:
+                rows = positions.shape[0]
+                index = positions.reshape(rows, *[1] * (dim - 1), -1, *[1] * (x.dim() - dim - 1))
+                x = x.expand(rows, *x.shape[1:])
+                x = x.gather(dim, index.expand(*x.shape[:dim], positions.shape[-1], *x.shape[dim + 1 :]))
+        return x
+
+    # -- torch's own kernels ---------------------------------------------------------------------------------------------
+
+    def native_max(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """torch's max pooling with its indices where it is right and not slower than a fold; else None."""
+        native = self.layout.native
+        if native is None or self.mask is not None or not x.is_floating_point() or max(native.kernel) > 5:
+            return None
+        if torch.compiler.is_exporting() and native.ceil_mode:
+            return None
+        arguments: dict[str, Any] = {"ceil_mode": native.ceil_mode, "return_indices": True}
+        if self.nd == 1:
+            y, index = F.max_pool2d(
+                x.unsqueeze(2), (1, *native.kernel), (1, *native.stride), (0, *native.padding), (1, *native.dilation), **arguments
+            )
+            return y.squeeze(2), index.squeeze(2)
+        call = F.max_pool2d if self.nd == 2 else F.max_pool3d
+        return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)  # type: ignore[return-value]
+
+
+def _product(numbers: Any) -> int:
+    result = 1
+    for number in numbers:
+        result = result * number
+    return result
+
+
+class _LogMeanExp(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, folds: Folds) -> Tensor:
+        level = folds._log_mean_exp(u)
+        ctx.folds = folds
+        ctx.save_for_backward(u, level)
+        return level
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, level = ctx.saved_tensors
+        number = ctx.folds.number(u.dtype).clamp(min=1)
+        return _Spread.apply(u, level, grad / number, ctx.folds, False), None
+
+
+class _Weighted(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, level: Tensor, v: Tensor, folds: Folds, hard: bool) -> Tensor:
+        result = folds._weighted(u, level, v, hard)
+        ctx.folds, ctx.hard = folds, hard
+        ctx.save_for_backward(u, level, v, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, level, v, result = ctx.saved_tensors
+        share = _Spread.apply(u, level, grad, ctx.folds, ctx.hard)
+        if ctx.hard:
+            return None, None, share, None, None
+        return v * share, -grad * result, share, None, None
+
+
+class _Spread(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, level: Tensor, a: Tensor, folds: Folds, hard: bool) -> Tensor:
+        result = folds._spread(u, level, a, hard)
+        ctx.folds, ctx.hard = folds, hard
+        ctx.save_for_backward(u, level, a, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, level, a, result = ctx.saved_tensors
+        share = _Weighted.apply(u, level, grad, ctx.folds, ctx.hard)
+        if ctx.hard:
+            return None, None, share, None, None
+        return grad * result, -a * share, share, None, None

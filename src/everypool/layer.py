@@ -1,0 +1,36 @@
+"""A pooling as a module: what all layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from everypool.pool import Reducer, Windows, apply
+
+__all__ = ["Layer"]
+
+
+class Layer(nn.Module):
+    """A pooling as a module; subclasses say which reducer and which windows."""
+
+    nd: ClassVar[int | None] = None
+
+    settle: Callable[..., None]  # takes the operation's own keyword arguments
+
+    @property
+    def reducer(self) -> Reducer:
+        raise NotImplementedError
+
+    @property
+    def windows(self) -> Windows:
+        raise NotImplementedError
+
+    def settings(self) -> str:
+        """The operation's own settings, for repr."""
+        return ""
+
+    def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Any:
+        """Pool (N, C, *spatial), or (C, *spatial) where the number of axes is known; see `everypool.pool` for mask and sizes."""
+        return apply(input, self.reducer, self.windows, nd=self.nd, mask=mask, sizes=sizes)

@@ -1,0 +1,344 @@
+"""The one idea: pooling is a reducer folded over windows; and the records from which names, tests and docs are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from everypool import _check as check
+from everypool.backends.axes import traced
+from everypool.backends.choose import choose
+from everypool.backends.eager import Folds, Layout
+
+__all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "pool", "register"]
+
+
+class Reducer:
+    """What becomes of the values that belong together; subclasses are small and hold only their parameters."""
+
+    any_dtype: ClassVar[bool] = False  # integers and bool as well
+
+    def check(self, input: Tensor) -> None:
+        """Raise if this reducer has no meaning for this input."""
+        if not self.any_dtype:
+            check.floating("input", input)
+        elif input.dtype not in (*check.FLOATING, *check.INTEGRAL, torch.bool):
+            raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(input.dtype)))
+
+    def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The values (N, C, *out), with an index if asked for; and which exist where it is not `folds.exists()`."""
+        raise NotImplementedError
+
+
+class Windows:
+    """Which values belong together; the only place that knows size arithmetic."""
+
+    fixed: ClassVar[bool] = False  # the output's size does not depend on the input's
+    many: bool = False  # the input is a list of maps, one per level
+    nd: int | None = None  # number of spatial axes, where the arguments tell it
+
+    def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
+        """One layout, or several that are folded in turn (pyramid levels, strips)."""
+        raise NotImplementedError
+
+    def assemble(self, parts: list[Tensor]) -> Any:
+        """The result from what each layout gave."""
+        return parts[0]
+
+    def folds(self, input: Tensor, mask: Tensor | None, sizes: Tensor | None) -> list[tuple[Tensor, Folds]]:
+        """For each layout, the tensor to reduce and the verbs bound to it."""
+        return [(input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Everything that the tests, the documentation, the tables and the command line know of one operation."""
+
+    name: str
+    kind: str  # "reducer", "windows" or "block"
+    summary: str
+    formula: str
+    source: str
+    names: tuple[str, ...]
+    nd: tuple[int, ...] = (1, 2, 3)
+    parameters: str = "none"
+    dtypes: str = "floating"
+    mask: bool = True
+    onnx: bool = True
+    # reducers: the class, its settings worth testing, the plain definition on one window (values, which exist), and the
+    # stem of the layer names (SoftPool2d: "Soft")
+    reducer: Callable[..., Reducer] | None = None
+    variants: tuple[dict[str, Any], ...] = ({},)
+    reference: Callable[..., float] | None = None
+    stem: str = ""
+    differentiable: bool = True
+    # windows and blocks: a small module and the arguments of a call to it
+    sample: Callable[[], tuple[torch.nn.Module, tuple[Any, ...]]] | None = None
+    aliases: tuple[str, ...] = field(default=())
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def register(operation: Operation) -> Operation:
+    """Add an operation to the table.
+
+    Raises:
+        ValueError: an operation of that name exists.
+    """
+    for name in (operation.name, *operation.aliases):
+        if any(name in (other.name, *other.aliases) for other in _OPERATIONS.values()):
+            raise check.invalid("name", "new in the table of operations", name)
+    _OPERATIONS[operation.name] = operation
+    return operation
+
+
+def operations() -> dict[str, Operation]:
+    """All operations by name.
+
+    >>> operations()["soft"].kind
+    'reducer'
+    """
+    return dict(_OPERATIONS)
+
+
+def find_operation(name: str, kind: str | None = None) -> Operation:
+    """The operation of that name or alias, whatever the case.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    known = {alias: op for op in _OPERATIONS.values() for alias in (op.name, *op.aliases) if kind in (None, op.kind)}
+    key = name.lower().strip() if isinstance(name, str) else name
+    if key not in known:
+        check.choice("name" if kind is None else kind, key, sorted(known))
+    return known[key]
+
+
+def parse(spec: str | Reducer) -> Reducer:
+    """A reducer from text such as "max", "gem:p=4" or "soft:beta=2".
+
+    Raises:
+        ValueError: unknown name or parameter; the nearest is suggested.
+
+    >>> parse("gem:p=4")
+    Power(p=4, norm='mean', signed='clamp', eps=1e-06)
+    """
+    if isinstance(spec, Reducer):
+        return spec
+    if not isinstance(spec, str):
+        raise check.wrong_type("reducer", "a Reducer or the name of one", spec)
+    operation, settings = parse_settings(spec)
+    if operation.reducer is None:
+        raise check.invalid("reducer", "the name of a reducer", spec)
+    try:
+        return operation.reducer(**settings)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise check.invalid("reducer", f"settings that {operation.name!r} takes", spec) from error
+
+
+def parse_settings(spec: str) -> tuple[Operation, dict[str, Any]]:
+    """The reducer operation and the settings in text such as "gem:p=4,eps=1e-3"."""
+    name, _, rest = spec.partition(":")
+    operation = find_operation(name, "reducer")
+    settings: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise check.invalid("reducer", "NAME or NAME:SETTING=VALUE,...", spec)
+        settings[key.strip()] = _value(text.strip())
+    return operation, settings
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "true", "False", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def pool(
+    input: Tensor | Sequence[Tensor],
+    reducer: str | Reducer,
+    windows: Windows,
+    *,
+    mask: Tensor | None = None,
+    sizes: Tensor | Sequence[Sequence[int]] | None = None,
+    return_mask: bool = False,
+) -> Any:
+    """Fold any reducer over any windows.
+
+    y = reducer({input[j] : j in window, mask[j]}), for every window.
+
+    Args:
+        input: (N, C, *spatial), one to three spatial axes; or, where the windows give a result of fixed size, a list
+            of tensors (C, *spatial) of different sizes; or one tensor per level where the windows have levels.
+        reducer: a reducer, or the name of one with its settings, such as "gem:p=4".
+        windows: which elements belong together.
+        mask: (N, 1 or C, *spatial), bool, True where an element counts.
+        sizes: (N, nd), int; each sample is the first `sizes` elements of every axis, and is pooled as if alone.
+        return_mask: also return (N or 1, 1 or C, *out), False where a window has no valid element (its value is 0).
+
+    Returns:
+        (N, C, *out), in the type and memory layout of the input; strips give a tuple of such.
+
+    Raises:
+        ValueError: a size, mask or parameter breaks its rule.
+        TypeError: the input's type has no meaning for the reducer.
+
+    Source: Krizhevsky et al. 2012 and later; see docs/design.md.
+
+    >>> pool(torch.tensor([[[1.0, 2.0, 3.0, 9.0]]]), "max", everypool.Sliding(2))
+    tensor([[[2., 9.]]])
+    """
+    return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes, return_mask=return_mask)
+
+
+def apply(
+    input: Any,
+    reducer: str | Reducer,
+    windows: Windows,
+    *,
+    nd: int | None,
+    mask: Any = None,
+    sizes: Any = None,
+    return_mask: bool = False,
+) -> Any:
+    """`pool` for callers that know the number of spatial axes, so that (C, *spatial) can be told from a batch."""
+    choose()  # a forced implementation that is missing is an error, never a silent fallback
+    reducer = parse(reducer)
+    if not isinstance(windows, Windows):
+        raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
+    nd = windows.nd if nd is None else nd
+    single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
+    if single:
+        input = input.unsqueeze(0)
+        mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
+        sizes = sizes.unsqueeze(0) if isinstance(sizes, Tensor) else sizes if sizes is None else [sizes]
+    tensors, mask, sizes = prepared(input, windows, nd, mask, sizes)
+    first = tensors if isinstance(tensors, Tensor) else tensors[0]
+    reducer.check(first)
+    values: list[tuple[Tensor, ...]] = []
+    masks = []
+    for x, folds in windows.folds(tensors, mask, sizes):
+        parts, exists = run(reducer, x, folds)
+        values.append(tuple(finished(part, first) for part in parts))
+        masks.append(torch.ones((1, 1, *parts[0].shape[2:]), dtype=torch.bool, device=x.device) if exists is None else exists)
+    results = [windows.assemble([part[i] for part in values]) for i in range(len(values[0]))]
+    if return_mask:
+        results.append(windows.assemble(masks))
+    if single:
+        results = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in results]
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def run(reducer: Reducer, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
+    parts, exists = reducer.define(x, folds)
+    exists = folds.exists() if exists is None else exists
+    if exists is not None:
+        parts = tuple(part.masked_fill(~exists, -i) for i, part in enumerate(parts))
+    return (parts[0].to(x.dtype), *parts[1:]), exists
+
+
+def finished(y: Tensor, input: Tensor) -> Tensor:
+    """y in the input's memory layout."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = layouts.get(input.dim())
+    if layout is not None and y.dim() == input.dim() and not input.is_contiguous() and input.is_contiguous(memory_format=layout):
+        return y.contiguous(memory_format=layout)
+    return y.contiguous()
+
+
+def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    """Checked input, mask and sizes; a list of tensors of different sizes becomes one padded batch."""
+    if isinstance(input, (list, tuple)) and not windows.many:
+        if mask is not None or sizes is not None:
+            raise check.invalid("sizes", "None when the input is a list of tensors", sizes if sizes is not None else mask)
+        input, sizes = padded_batch(input, windows)
+    tensors = list(input) if isinstance(input, (list, tuple)) else [input]
+    if not tensors:
+        raise check.invalid("input", "one tensor or more", check.Shown("an empty list"))
+    for x in tensors:
+        check.batched("input", x, nd)
+        if x.is_complex() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(x.dtype)))
+        if not torch.compiler.is_exporting() and 0 in x.shape[2:]:
+            raise check.invalid("input", "non-empty in every spatial axis", check.Shown(f"shape {tuple(x.shape)}"))
+    first = tensors[0]
+    if mask is not None:
+        mask = checked_mask(mask, first)
+    if sizes is not None:
+        sizes = checked_sizes(sizes, first)
+    return (tensors if isinstance(input, (list, tuple)) else first), mask, sizes
+
+
+def checked_mask(mask: Any, x: Tensor) -> Tensor:
+    rule = f"a bool tensor of shape (N, 1 or C, *spatial) = ({x.shape[0]}, 1 or {x.shape[1]}, {', '.join(str(n) for n in x.shape[2:])})"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise check.wrong_type("mask", rule, mask)
+    fits = mask.dim() == x.dim() and mask.shape[0] == x.shape[0] and mask.shape[2:] == x.shape[2:]
+    if not fits or (mask.shape[1] != 1 and mask.shape[1] != x.shape[1]):
+        raise check.invalid("mask", rule, mask)
+    if mask.device != x.device:
+        raise check.invalid("mask", f"on the device of the input, {x.device}", check.Shown(str(mask.device)))
+    return mask
+
+
+def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
+    nd = x.dim() - 2
+    rule = f"ints of shape (N, {nd}) = ({x.shape[0]}, {nd})"
+    if not isinstance(sizes, Tensor):
+        try:
+            sizes = torch.as_tensor(sizes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise check.wrong_type("sizes", rule, sizes) from error
+        sizes = sizes.reshape(0, nd) if sizes.numel() == 0 else sizes
+        sizes = sizes.to(x.device) if sizes.dtype in check.INTEGRAL or sizes.numel() else sizes.to(x.device, torch.int64)
+    if sizes.dim() == 1 and nd == 1:
+        sizes = sizes.unsqueeze(1)
+    if sizes.dtype not in check.INTEGRAL:
+        raise check.wrong_type("sizes", rule, sizes)
+    if sizes.dim() != 2 or sizes.shape[0] != x.shape[0] or sizes.shape[1] != nd:
+        raise check.invalid("sizes", rule, sizes)
+    if sizes.device != x.device:
+        raise check.invalid("sizes", f"on the device of the input, {x.device}", check.Shown(str(sizes.device)))
+    sizes = sizes.to(torch.int64)
+    if not traced() and not torch._C._are_functorch_transforms_active():
+        limit = torch.tensor(x.shape[2:], device=x.device)
+        if bool(((sizes < 1) | (sizes > limit)).any()):
+            raise check.invalid("sizes", f"between 1 and the input's size {tuple(x.shape[2:])}", check.Shown(str(sizes.tolist())[:80]))
+    return sizes
+
+
+def padded_batch(samples: Sequence[Any], windows: Windows) -> tuple[Tensor, Tensor]:
+    """One zero-padded batch and the samples' sizes, from tensors (C, *spatial) of different sizes."""
+    if not windows.fixed:
+        raise check.wrong_type("input", "one tensor, since these windows give each size of input another size of output", samples)
+    rule = "a list of tensors (C, *spatial) alike in channels, axes, type and device"
+    if not samples:
+        raise check.invalid("input", rule, check.Shown("an empty list"))
+    for x in samples:
+        if not isinstance(x, Tensor):
+            raise check.wrong_type("input", rule, x)
+        first = samples[0]
+        if x.dim() not in (2, 3, 4) or x.dim() != first.dim() or x.shape[0] != first.shape[0]:
+            raise check.invalid("input", rule, x)
+        if x.dtype != first.dtype or x.device != first.device:
+            raise check.invalid("input", rule, x)
+    largest = [max(x.shape[axis] for x in samples) for axis in range(1, samples[0].dim())]
+    padded = []
+    for x in samples:
+        pad = [p for axis in reversed(range(len(largest))) for p in (0, largest[axis] - x.shape[1 + axis])]
+        padded.append(torch.nn.functional.pad(x, pad) if x.dtype != torch.bool else torch.nn.functional.pad(x, pad, value=False))
+    return torch.stack(padded), torch.tensor([x.shape[1:] for x in samples], device=samples[0].device)

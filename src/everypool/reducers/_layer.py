@@ -1,0 +1,119 @@
+"""The three kinds of layer that every reducer has, and what they keep their settings with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everypool import _check as check
+from everypool.layer import Layer
+from everypool.pool import Windows
+from everypool.windows.bins import Adaptive, Global
+from everypool.windows.sliding import Sliding
+
+__all__ = ["AdaptiveLayer", "GlobalLayer", "Layer", "SlidingLayer", "parameter"]
+
+
+class SlidingLayer(Layer):
+    """Windows of one size at regular steps."""
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        Sliding(kernel_size, stride, padding, dilation, ceil_mode).checked(self.nd or 1)
+        self.settle(**settings)
+
+    @property
+    def windows(self) -> Windows:
+        return Sliding(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        text += f", dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        return ", ".join(filter(None, (text, self.settings())))
+
+
+class AdaptiveLayer(Layer):
+    """A fixed number of bins whatever the input's size."""
+
+    def __init__(self, output_size: Any, **settings: Any) -> None:
+        super().__init__()
+        self.output_size = output_size
+        Adaptive(output_size).checked(self.nd or 1)
+        self.settle(**settings)
+
+    @property
+    def windows(self) -> Windows:
+        return Adaptive(self.output_size)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (f"output_size={self.output_size}", self.settings())))
+
+
+class GlobalLayer(Layer):
+    """The whole map as one window."""
+
+    def __init__(self, keepdim: bool = False, **settings: Any) -> None:
+        super().__init__()
+        self.keepdim = check.boolean("keepdim", keepdim)
+        self.settle(**settings)
+
+    @property
+    def windows(self) -> Windows:
+        return Global(self.keepdim)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (f"keepdim={self.keepdim}", self.settings())))
+
+
+def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channels: int | None) -> None:
+    """Keep a setting as a float, or as a parameter of one element or one per channel."""
+    check.boolean("learnable", learnable)
+    if channels is not None:
+        check.positive_int("channels", channels)
+    if not learnable and channels is None and not isinstance(value, Tensor):
+        setattr(module, name, value)
+        return
+    start = value.detach().clone() if isinstance(value, Tensor) else torch.full((channels or 1,), float(value))
+    if learnable:
+        setattr(module, name, nn.Parameter(start))
+    else:
+        module.register_buffer(name, start)
+
+
+def per_channel(name: str, value: Any, x: Tensor) -> Any:
+    """A float, or a tensor that broadcasts over (N, C, *spatial), in the type of x."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() == 1:
+        return value.to(x.dtype).reshape(())
+    if value.dim() != 1 or value.shape[0] != x.shape[1]:
+        raise check.invalid(name, f"a number, or a tensor of 1 or C = {x.shape[1]} elements", value)
+    return value.to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+
+
+def checked_setting(name: str, value: Any, *, infinite: bool) -> None:
+    """A number or a floating-point tensor, never NaN."""
+    rule = "a number or a floating-point tensor" + ("" if infinite else ", finite")
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise check.wrong_type(name, rule, value)
+        if value.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            if not bool(value.detach().isfinite().all()):  # elsewhere asking would stall the device
+                raise check.invalid(name, rule, check.Shown(str(value.detach().tolist())[:80]))
+        return
+    check.number(name, value, rule, finite=not infinite)

@@ -1,0 +1,148 @@
+"""The generalised mean, shared by GeM pooling (`gem`) and Lp pooling (`lp`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everypool import _check as check
+from everypool.backends.axes import Bins, Keep
+from everypool.backends.eager import Folds, Layout, wide
+from everypool.pool import Reducer
+from everypool.reducers._layer import checked_setting, per_channel
+from everypool.reducers.logsumexp import mean_and_variance
+from everypool.reducers.max import even_maximum
+
+__all__ = ["Power"]
+
+NORMS = ("mean", "sum")
+SIGNED = ("clamp", "abs", "shift", "odd")
+
+
+@dataclass(frozen=True, eq=False)
+class Power(Reducer):
+    """(mean of a^p)^(1/p) over each window, a being the values made positive.
+
+    p = 1 is the mean, p = inf the maximum, p = 0 the geometric mean, p = -1 the harmonic mean, p = -inf the minimum.
+    It is computed as exp(log(mean(exp(p log a))) / p), so no power of a value is ever formed and nothing overflows.
+
+    Args:
+        p: the exponent; a number (infinite too), or a finite tensor of 1 or C elements that may be learned.
+        norm: "mean", or "sum" for the p-norm.
+        signed: what becomes of negative values: "clamp" to eps, "abs" for |x|, "shift" for the excess over the window's
+            minimum, which is added again (such windows are laid out element by element), or "odd" for the signed
+            power sign(x)|x|^p and the signed root.
+        eps: the least value after "clamp".
+
+    >>> Power(p=2.0, norm="sum", signed="abs")
+    Power(p=2.0, norm='sum', signed='abs', eps=1e-06)
+    """
+
+    p: Any = 3.0
+    norm: str = "mean"
+    signed: str = "clamp"
+    eps: float = 1e-6
+
+    def check(self, input: Tensor) -> None:
+        super().check(input)
+        checked_setting("p", self.p, infinite=True)
+        check.choice("norm", self.norm, NORMS)
+        check.choice("signed", self.signed, SIGNED)
+        if self.signed == "clamp":
+            check.number("eps", self.eps, "a positive finite number", above=0, finite=True)
+        if self.norm == "sum" and isinstance(self.p, (int, float)) and self.p == 0:
+            raise check.invalid("p", "other than 0 with norm='sum'", self.p)
+
+    def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        x = wide(x)
+        p = per_channel("p", self.p, x)
+        if self.signed == "shift":
+            return (self._shifted(x, p, folds),), None
+        if self.signed == "odd":
+            return (self._odd(folds.masked(x), p, folds),), None
+        a = folds.masked(x.clamp(min=self.eps) if self.signed == "clamp" else x.abs())
+        return (self._mean(a, p, folds),), None
+
+    def _mean(self, a: Tensor, p: Any, folds: Folds) -> Tensor:
+        number = folds.number(a.dtype).clamp(min=1)
+        if isinstance(p, (int, float)):
+            if p == 1:
+                return folds.total(a) / (number if self.norm == "mean" else 1)
+            if p in (float("inf"), float("-inf")):
+                return even_maximum(a, folds) if p > 0 else -even_maximum(-a, folds)
+            if p == 0:
+                return mean_and_variance(a.log(), folds)[0].exp()
+            return self._root(a, p, number, folds)
+        flat = p.detach().abs() < 1e-7  # there the quotient is 0 / 0: take the first two terms of its series
+        y = self._root(a, torch.where(flat, torch.ones_like(p), p), number, folds)
+        if self.norm == "mean":
+            mean, variance = mean_and_variance(folds.masked(a.clamp(min=1e-300 if a.dtype == torch.float64 else 1e-37).log()), folds)
+            y = torch.where(flat, (mean + p / 2 * variance).exp(), y)
+        return y
+
+    def _root(self, a: Tensor, p: Any, number: Tensor, folds: Folds) -> Tensor:
+        level = folds.log_mean_exp(p * logarithm(a))
+        return self._rooted(level if self.norm == "mean" else level + number.log(), p)
+
+    @staticmethod
+    def _rooted(level: Tensor, p: Any) -> Tensor:
+        """exp(level / p), where an infinite level (all zero, or something infinite) has no slope."""
+        end = level.isinf()
+        finite = torch.where(end, torch.zeros_like(level), level)
+        limit = torch.where((level > 0) == (torch.as_tensor(p, device=level.device) > 0), float("inf"), 0.0).to(level.dtype)
+        return torch.where(end, limit, (finite / p).exp())
+
+    def _odd(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
+        if isinstance(p, (int, float)) and (p <= 0 or p == float("inf")):
+            raise check.invalid("p", "positive and finite with signed='odd'", p)
+        u = p * logarithm(x.abs())
+        level = folds.log_mean_exp(u)
+        share = folds.weighted(u, level, x.sign())  # in [-n, n]: the signed sum in units of the mean power
+        number = folds.number(x.dtype).clamp(min=1)
+        share = share / number if self.norm == "mean" else share
+        nothing = (share == 0) | level.isinf()
+        size = self._rooted(torch.where(nothing, float("-inf"), level + torch.where(nothing, torch.ones_like(share), share.abs()).log()), p)
+        return share.detach().sign() * torch.where(nothing, torch.zeros_like(size), size)
+
+    def _shifted(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
+        taps, exists = folds.taps(x)
+        top = torch.finfo(x.dtype).max
+        least = taps.masked_fill(~exists, top).amin(-1, keepdim=True)
+        a = (taps - least).masked_fill(~exists, 0)
+        if isinstance(p, Tensor) and p.dim():
+            p = p.reshape(-1, 1, 1)
+        a, exists = a.flatten(2, -2), exists.flatten(2, -2)
+        rows = Layout((Keep(a.shape[2]), Bins(a.shape[3], 1)), full=True)
+        y = self._mean(a, p, Folds(rows, exists, x.device))
+        return y.reshape(least.shape[:-1]) + least.squeeze(-1)
+
+
+def logarithm(a: Tensor) -> Tensor:
+    """log(a) for a >= 0, with slope 0 at a = 0 instead of an infinite one."""
+    return torch.where(a > 0, torch.where(a > 0, a, torch.ones_like(a)).log(), torch.where(a.isnan(), a, float("-inf")))
+
+
+def reference(values: Any, exists: Any, p: float = 3.0, norm: str = "mean", signed: str = "clamp", eps: float = 1e-6) -> float:
+    """One window by definition: values and which exist, float64 arrays of the window's shape."""
+    x = values[exists]
+    least = 0.0
+    sign = np.ones_like(x)
+    if signed == "clamp":
+        x = np.maximum(x, eps)
+    elif signed == "shift":
+        least = float(np.min(x))
+        x = x - least
+    else:
+        sign = np.sign(x) if signed == "odd" else sign
+        x = np.abs(x)
+    if p in (np.inf, -np.inf):
+        return least + float(np.max(x) if p > 0 else np.min(x))
+    if p == 0:
+        return least + float(np.exp(np.mean(np.log(x))))
+    scale = (np.max(x) if p > 0 else np.min(x)) or 1.0
+    total = np.sum(sign * (x / scale) ** p) / (len(x) if norm == "mean" else 1)
+    return least + float(scale * np.sign(total) * np.abs(total) ** (1 / p))

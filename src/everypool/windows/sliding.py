@@ -1,0 +1,206 @@
+"""Sliding windows: size arithmetic exactly as torch.nn's, with asymmetric, "same" and "valid" padding besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everypool import _check as check
+from everypool.backends.axes import Axis, Slide, Table, traced
+from everypool.backends.eager import Layout, Native
+from everypool.pool import Windows
+
+__all__ = ["Sliding"]
+
+
+@dataclass(frozen=True)
+class Sliding(Windows):
+    """Windows of one size at regular steps.
+
+    out = floor((n + left + right - dilation * (kernel_size - 1) - 1) / stride) + 1, per axis; with `ceil_mode` ceil
+    instead of floor, but the last window must start inside the input or its left padding.
+
+    Args:
+        kernel_size: elements per window, one int or one per axis.
+        stride: elements between windows; the kernel's size if None.
+        padding: elements added on both sides, one int or one per axis, or a (left, right) pair per axis; at most half
+            the dilated kernel. "valid" is none; "same" gives ceil(n / stride) windows, the odd element on the right.
+            Padding is never a value: it counts for nothing, except in an average that asks for it.
+        dilation: elements between the elements of a window.
+        ceil_mode: keep a last window that runs over the end.
+
+    Raises:
+        ValueError: a size breaks its rule, or the window does not fit into the padded input.
+
+    Source: torch.nn.MaxPool2d; TensorFlow for "same".
+
+    >>> everypool.pool(torch.arange(5.0).reshape(1, 1, 5), "max", Sliding(2, padding="same"))
+    tensor([[[1., 3., 4.]]])
+    """
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+
+    @property
+    def nd(self) -> int | None:
+        return len(self.kernel_size) if isinstance(self.kernel_size, (list, tuple)) and len(self.kernel_size) > 1 else None
+
+    def checked(self, nd: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, list[tuple[int, int] | None]]:
+        """(kernel, stride, dilation, ceil_mode, padding) per axis, every rule kept that does not need the input."""
+        kernel = check.ints("kernel_size", self.kernel_size, nd, 1)
+        empty = self.stride is None or (isinstance(self.stride, (list, tuple)) and len(self.stride) == 0)
+        stride = kernel if empty else check.ints("stride", self.stride, nd, 1)
+        dilation = check.ints("dilation", self.dilation, nd, 1)
+        ceil = check.boolean("ceil_mode", self.ceil_mode)
+        return kernel, stride, dilation, ceil, self._pairs(nd, kernel, dilation)
+
+    def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
+        nd = len(spatial)
+        kernel, stride, dilation, ceil, pairs = self.checked(nd)
+        rows = [_Row(n, k, s, d, pair, ceil) for n, k, s, d, pair in zip(spatial, kernel, stride, dilation, pairs, strict=True)]
+        native = None
+        if all(pair is not None and pair[0] == pair[1] for pair in pairs):
+            native = Native(kernel, stride, tuple(pair[0] for pair in pairs if pair), dilation, ceil)
+        own = [None] * nd if sizes is None else [row.own(sizes[:, axis]) for axis, row in enumerate(rows)]
+        return [
+            Layout(
+                axes=tuple(row.axis(o) for row, o in zip(rows, own, strict=True)),
+                sizes=sizes,
+                out_sizes=None if sizes is None else torch.stack([o.out for o in own if o is not None], dim=1),
+                extents=tuple(row.extent(o) for row, o in zip(rows, own, strict=True)),
+                native=native if all(d == 1 for d in dilation) or all(row.full() for row in rows) else None,
+                full=all(row.full() for row in rows),
+            )
+        ]
+
+    def _pairs(self, nd: int, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[tuple[int, int] | None]:
+        """(left, right) per axis; None where "same" makes it depend on the input."""
+        padding = self.padding
+        if isinstance(padding, str):
+            check.choice("padding", padding, ("same", "valid"))
+            return [None if padding == "same" else (0, 0)] * nd
+        rule = f"a non-negative int, {nd} of them, (left, right) pairs, 'same' or 'valid'"
+        if isinstance(padding, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in padding):
+            if len(padding) != nd or not all(isinstance(item, (list, tuple)) and len(item) == 2 for item in padding):
+                raise check.invalid("padding", rule, padding)
+            pairs = [check.ints("padding", item, 2, 0) for item in padding]
+        else:
+            pairs = [(p, p) for p in check.ints("padding", padding, nd, 0)]
+        for (left, right), k, d in zip(pairs, kernel, dilation, strict=True):
+            if max(left, right) > (d * (k - 1) + 1) // 2:
+                rule = f"at most half the dilated kernel, {(d * (k - 1) + 1) // 2}"
+                raise check.invalid("padding", rule, padding)
+        return [(left, right) for left, right in pairs]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What one axis looks like to each sample: its size, windows and left and right padding, (N,) each."""
+
+    size: Tensor
+    out: Tensor
+    left: Any
+    right: Any
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The arithmetic of one axis."""
+
+    n: int
+    kernel: int
+    stride: int
+    dilation: int
+    pair: tuple[int, int] | None
+    ceil: bool
+
+    @property
+    def reach(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+    def sized(self, n: Any) -> tuple[Any, Any, Any]:
+        """(windows, left, right) for an input of n elements; n may be a tensor of sizes."""
+        if self.pair is None:
+            out = (n + self.stride - 1) // self.stride
+            total = _larger((out - 1) * self.stride + self.reach - n, 0)
+            return out, total // 2, total - total // 2
+        left, right = self.pair
+        room = n + left + right - self.reach
+        if not self.ceil:
+            return room // self.stride + 1, left, right
+        out = (room + self.stride - 1) // self.stride + 1
+        begun = (n + left + self.stride - 1) // self.stride  # windows that start inside the input or its left padding
+        return _smaller(out, begun), left, right
+
+    def checked(self) -> tuple[int, Any, Any]:
+        if self.pair is not None and not torch.compiler.is_exporting():
+            padded = self.n + sum(self.pair)
+            if self.reach > padded:
+                raise check.invalid("kernel_size", f"at most the padded input, {padded}, once dilated", check.Shown(str(self.reach)))
+        return self.sized(self.n)
+
+    def own(self, size: Tensor) -> _Own:
+        out, left, right = self.sized(size)
+        if not traced() and not torch._C._are_functorch_transforms_active() and bool((out < 1).any()):
+            rule = f"large enough for a dilated kernel of {self.reach} in the padded sample"
+            raise check.invalid("sizes", rule, check.Shown(str(size.tolist())[:80]))
+        return _Own(size, out, left, right)
+
+    def axis(self, own: _Own | None) -> Axis:
+        out, left, _ = self.checked()
+        if own is not None and self.pair is None and self.stride > 1:
+            return self._tabled(out, own)  # "same" begins elsewhere for every size
+        over = self.reach + self.stride if self.pair is None else self.pair[1] + (self.stride - 1 if self.ceil else 0)
+        return Slide(self.n, out, self.kernel, self.stride, self.dilation, left, over)
+
+    def _tabled(self, out: int, own: _Own) -> Table:
+        device = own.size.device
+        left, size = own.left.reshape(-1, 1, 1), own.size.reshape(-1, 1, 1)
+        window, tap = torch.arange(out, device=device).reshape(1, -1, 1), torch.arange(self.kernel, device=device)
+        positions = window * self.stride - left + tap * self.dilation
+        exists = (positions >= 0) & (positions < size)
+        element = torch.arange(self.n, device=device).reshape(1, -1, 1)
+        # the windows of an element, earliest first
+        number = min((self.reach - 1) // self.stride + 1, out)
+        windows = (element + left) // self.stride - torch.arange(number - 1, -1, -1, device=device)
+        offset = element + left - windows * self.stride
+        inside = (windows >= 0) & (windows < out) & (offset % self.dilation == 0) & (offset // self.dilation < self.kernel)
+        return Table(
+            positions.clamp(min=0, max=self.n - 1), exists, self.n, out, (windows.clamp(min=0, max=out - 1), inside & (element < size))
+        )
+
+    def extent(self, own: _Own | None) -> Tensor:
+        """Cells of each window counting explicit padding, ([N,] out)."""
+        out, left, right = self.checked()
+        window = torch.arange(out, device=None if own is None else own.size.device)
+        n: Any = self.n
+        if own is not None:
+            window = window.unsqueeze(0)
+            n, left, right = (item.reshape(-1, 1) if isinstance(item, Tensor) else item for item in (own.size, own.left, own.right))
+        first = window * self.stride - left
+        cells = torch.div(n + right - first + (self.dilation - 1), self.dilation, rounding_mode="floor")
+        return cells.clamp(min=1, max=self.kernel)
+
+    def full(self) -> bool:
+        """Every window holds an element: granted by the padding rule unless dilation lets taps jump over the input."""
+        if self.dilation == 1:
+            return True
+        return not traced() and self.n >= self.dilation
+
+
+def _larger(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor):
+        return first.clamp(min=second)
+    return torch.sym_max(first, second) if traced() else max(first, second)
+
+
+def _smaller(first: Any, second: Any) -> Any:
+    if isinstance(first, Tensor):
+        return torch.minimum(first, second)
+    return torch.sym_min(first, second) if traced() else min(first, second)
