@@ -17,6 +17,9 @@ from everypool.backends.eager import Folds, Layout
 __all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "pool", "register"]
 
 
+Reduced = tuple[tuple[Tensor, ...], Tensor | None]  # values (and indices), and which windows exist if not all
+
+
 class Reducer:
     """What becomes of the values that belong together; subclasses are small and hold only their parameters."""
 
@@ -29,7 +32,7 @@ class Reducer:
         elif input.dtype not in (*check.FLOATING, *check.INTEGRAL, torch.bool):
             raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(input.dtype)))
 
-    def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def define(self, x: Tensor, folds: Folds) -> Reduced:
         """The values (N, C, *out), with an index if asked for; and which exist where it is not `folds.exists()`."""
         raise NotImplementedError
 
@@ -49,9 +52,9 @@ class Windows:
         """The result from what each layout gave."""
         return parts[0]
 
-    def folds(self, input: Tensor, mask: Tensor | None, sizes: Tensor | None) -> list[tuple[Tensor, Folds]]:
-        """For each layout, the tensor to reduce and the verbs bound to it."""
-        return [(input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)]
+    def reduce(self, reducer: Reducer, input: Any, mask: Tensor | None, sizes: Tensor | None) -> list[Reduced]:
+        """What the reducer makes of each layout."""
+        return [run(reducer, input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)]
 
 
 @dataclass(frozen=True)
@@ -230,10 +233,9 @@ def apply(
     reducer.check(first)
     values: list[tuple[Tensor, ...]] = []
     masks = []
-    for x, folds in windows.folds(tensors, mask, sizes):
-        parts, exists = run(reducer, x, folds)
+    for parts, exists in windows.reduce(reducer, tensors, mask, sizes):
         values.append(tuple(finished(part, first) for part in parts))
-        masks.append(torch.ones((1, 1, *parts[0].shape[2:]), dtype=torch.bool, device=x.device) if exists is None else exists)
+        masks.append(torch.ones((1, 1, *parts[0].shape[2:]), dtype=torch.bool, device=first.device) if exists is None else exists)
     results = [windows.assemble([part[i] for part in values]) for i in range(len(values[0]))]
     if return_mask:
         results.append(windows.assemble(masks))
@@ -242,7 +244,7 @@ def apply(
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def run(reducer: Reducer, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
     parts, exists = reducer.define(x, folds)
     exists = folds.exists() if exists is None else exists

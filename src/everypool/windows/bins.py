@@ -11,9 +11,10 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.axes import Axis, Bins, Keep, Slide, Table, traced
 from everypool.backends.eager import Layout
-from everypool.pool import Windows
+from everypool.layer import Layer
+from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 
-__all__ = ["Adaptive", "Global", "Pyramid"]
+__all__ = ["Adaptive", "Global", "Pyramid", "SpatialPyramidPool", "spatial_pyramid_pool"]
 
 MOST_OUTPUTS = 1 << 27  # per plane; bounds what a mistyped output size can allocate
 
@@ -182,3 +183,73 @@ class Pyramid(Windows):
         rows = max(part.shape[0] for part in parts)
         channels = max(part.shape[1] for part in parts)
         return torch.cat([part.expand(rows, channels, *part.shape[2:]).flatten(1) for part in parts], dim=1)
+
+
+def spatial_pyramid_pool(
+    input: Any,
+    levels: Any = (1, 2, 4),
+    reducer: str | Reducer = "max",
+    *,
+    bins: str = "adaptive",
+    mask: Tensor | None = None,
+    sizes: Any = None,
+) -> Tensor:
+    """Pool grids of bins from coarse to fine and join them to a vector of fixed length, whatever the input's size.
+
+    y = concat over levels n of reducer(bins of an n x n grid).
+
+    Args:
+        input: (N, C, *spatial), one to three spatial axes; or a list of (C, *spatial) of different sizes.
+        levels: bins per axis of each grid.
+        reducer: a reducer or the name of one.
+        bins: "adaptive", "sppnet" or "caffe", see `Pyramid`.
+        mask: (N, 1 or C, *spatial), bool, True where an element counts.
+        sizes: (N, nd), int: each sample's own extent.
+
+    Returns:
+        (N, C * sum(level ** nd)): level by level, channel by channel, bins in row-major order.
+
+    Raises:
+        ValueError: no levels, a level below one, or a size for which `bins` has no such grid.
+
+    Source: He et al. 2014, Spatial pyramid pooling.
+
+    >>> spatial_pyramid_pool(torch.ones(1, 3, 13, 9), (1, 2, 3, 6)).shape
+    torch.Size([1, 150])
+    """
+    return apply(input, reducer, Pyramid(levels, bins), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+
+
+class SpatialPyramidPool(Layer):
+    """Grids of bins from coarse to fine, joined to a vector of fixed length; see `spatial_pyramid_pool`."""
+
+    def __init__(self, levels: Any = (1, 2, 4), reducer: str | Reducer = "max", *, bins: str = "adaptive") -> None:
+        super().__init__()
+        self.levels, self.chosen, self.bins = levels, reducer, bins
+        Pyramid(levels, bins).checked()
+        parse(reducer)
+
+    @property
+    def reducer(self) -> Reducer:
+        return parse(self.chosen)
+
+    @property
+    def windows(self) -> Windows:
+        return Pyramid(self.levels, self.bins)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, reducer={self.chosen!r}, bins={self.bins!r}"
+
+
+register(
+    Operation(
+        name="spatial_pyramid",
+        kind="windows",
+        summary="Grids of bins from coarse to fine, joined to a vector of fixed length.",
+        formula="y = concat over levels n of reducer(bins of an n x n grid)",
+        source="He et al. 2014",
+        names=("SpatialPyramidPool", "spatial_pyramid_pool", "Pyramid"),
+        sample=lambda: (SpatialPyramidPool((1, 2)), (torch.randn(2, 3, 5, 6),)),
+        aliases=("spp",),
+    )
+)

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.eager import Layout
-from everypool.pool import Windows
+from everypool.layer import Layer
+from everypool.pool import Operation, Reducer, Windows, apply, parse, register
+from everypool.windows.strips import spatial_axis
 
-__all__ = ["Scan"]
+__all__ = [
+    "BottomPool",
+    "BottomRightPool",
+    "DirectionalPool",
+    "LeftPool",
+    "RightPool",
+    "Scan",
+    "TopLeftPool",
+    "TopPool",
+    "bottom_pool",
+    "corner_pool",
+    "directional_pool",
+    "left_pool",
+    "right_pool",
+    "top_pool",
+]
 
 
 @dataclass(frozen=True)
@@ -39,11 +58,251 @@ class Scan(Windows):
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
         nd = len(spatial)
         check.boolean("reverse", self.reverse)
-        rule = f"an int between {-nd} and {nd - 1}"
-        if not check.is_int(self.axis):
-            raise check.wrong_type("axis", rule, self.axis)
-        if not -nd <= self.axis < nd:
-            raise check.invalid("axis", rule, self.axis)
-        along = self.axis % nd
+        along = spatial_axis("axis", self.axis, nd)
         axes: tuple[Axis, ...] = tuple(Run(n, self.reverse) if axis == along else Keep(n) for axis, n in enumerate(spatial))
         return [Layout(axes, sizes, sizes, full=True, own_position=True)]
+
+
+def scanned(input: Tensor, scan: Scan, reducer: str | Reducer, ties: str, mask: Any, sizes: Any, nd: int | None = None) -> Tensor:
+    """A running reduction, with the rule for ties where it is a maximum."""
+    check.choice("ties", ties, ("first", "last", "even"))
+    if reducer == "max":
+        reducer = parse(f"max:ties={ties}")
+    return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+
+
+def directional_pool(
+    input: Tensor,
+    axis: int,
+    reverse: bool = False,
+    *,
+    reducer: str | Reducer = "max",
+    ties: str = "first",
+    mask: Tensor | None = None,
+    sizes: Any = None,
+) -> Tensor:
+    """Running maximum, or any other running reduction, along one axis.
+
+    y[i] = reducer(x[0], ..., x[i]); with `reverse` reducer(x[n - 1], ..., x[i]).
+
+    Args:
+        input: (N, C, *spatial), one to three spatial axes.
+        axis: spatial axis to run along, counted from the end if negative.
+        reverse: run from the end towards the start.
+        reducer: a reducer or the name of one.
+        ties: which of equal maxima gets the gradient: the "first" met (the published kernels' rule), the "last" met
+            (that of torch.cummax), or "even".
+        mask: (N, 1 or C, *spatial), bool, True where an element counts.
+        sizes: (N, nd), int: each sample's own extent.
+
+    Returns:
+        Like input.
+
+    Raises:
+        ValueError: no such axis, reducer or tie rule.
+        TypeError: the input's type has no meaning for the reducer.
+
+    Source: Law and Deng 2018, CornerNet. Reference: github princeton-vl/CornerNet.
+
+    >>> directional_pool(torch.tensor([[[1.0, 3.0, 2.0]]]), axis=0)
+    tensor([[[1., 3., 3.]]])
+    """
+    return scanned(input, Scan(axis, reverse), reducer, ties, mask, sizes)
+
+
+def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+    """Running maximum from the bottom up of (N, C, H, W); see `directional_pool`.
+
+    y[h] = max(x[h], x[h + 1], ...).
+
+    >>> top_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
+    tensor([[[[3., 5.],
+              [3., 2.]]]])
+    """
+    return scanned(check.batched("input", input, 2), Scan(-2, True), "max", ties, mask, sizes)
+
+
+def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+    """Running maximum from the top down of (N, C, H, W); see `directional_pool`.
+
+    y[h] = max(x[0], ..., x[h]).
+
+    >>> bottom_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
+    tensor([[[[1., 5.],
+              [3., 5.]]]])
+    """
+    return scanned(check.batched("input", input, 2), Scan(-2, False), "max", ties, mask, sizes)
+
+
+def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+    """Running maximum from the right to the left of (N, C, H, W); see `directional_pool`.
+
+    y[w] = max(x[w], x[w + 1], ...).
+
+    >>> left_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
+    tensor([[[[5., 5.],
+              [3., 2.]]]])
+    """
+    return scanned(check.batched("input", input, 2), Scan(-1, True), "max", ties, mask, sizes)
+
+
+def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+    """Running maximum from the left to the right of (N, C, H, W); see `directional_pool`.
+
+    y[w] = max(x[0], ..., x[w]).
+
+    >>> right_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
+    tensor([[[[1., 5.],
+              [3., 3.]]]])
+    """
+    return scanned(check.batched("input", input, 2), Scan(-1, False), "max", ties, mask, sizes)
+
+
+def corner_pool(
+    input: Tensor,
+    corner: str = "top_left",
+    *,
+    other: Tensor | None = None,
+    ties: str = "first",
+    mask: Tensor | None = None,
+    sizes: Any = None,
+) -> Tensor:
+    """Sum of the two running maxima that meet in a corner.
+
+    top_left: y = top_pool(input) + left_pool(other); bottom_right: y = bottom_pool(input) + right_pool(other).
+
+    Args:
+        input: (N, C, H, W).
+        corner: "top_left" or "bottom_right".
+        other: the map for the horizontal direction. Default: input.
+        ties: which of equal maxima gets the gradient, see `directional_pool`.
+        mask: (N, 1 or C, H, W), bool, True where an element counts.
+        sizes: (N, 2), int: each sample's own extent.
+
+    Returns:
+        Like input.
+
+    Raises:
+        ValueError: unknown corner or tie rule, or `other` is not like input.
+
+    Source: Law and Deng 2018, CornerNet.
+
+    >>> corner_pool(torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]))
+    tensor([[[[2., 2.],
+              [2., 0.]]]])
+    """
+    first, second = CORNERS[check.choice("corner", corner, tuple(CORNERS))]
+    check.batched("input", input, 2)
+    if other is not None and (not isinstance(other, Tensor) or other.shape != input.shape or other.dtype != input.dtype):
+        raise check.invalid("other", f"like input, {check.shown(input)}", other)
+    across = input if other is None else other
+    return scanned(input, first, "max", ties, mask, sizes) + scanned(across, second, "max", ties, mask, sizes)
+
+
+CORNERS = {
+    "top_left": (Scan(-2, True), Scan(-1, True)),
+    "bottom_right": (Scan(-2, False), Scan(-1, False)),
+}
+
+
+class DirectionalPool(Layer):
+    """Running reduction along one axis; see `directional_pool`."""
+
+    def __init__(self, axis: int, reverse: bool = False, *, reducer: str | Reducer = "max", ties: str = "first") -> None:
+        super().__init__()
+        self.axis, self.reverse = axis, check.boolean("reverse", reverse)
+        self.chosen, self.ties = reducer, check.choice("ties", ties, ("first", "last", "even"))
+        parse(reducer)
+
+    def forward(self, input: Tensor, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+        """Pool (N, C, *spatial)."""
+        return scanned(input, Scan(self.axis, self.reverse), self.chosen, self.ties, mask, sizes, self.nd)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}, reverse={self.reverse}, reducer={self.chosen!r}, ties={self.ties!r}"
+
+
+class _Direction(DirectionalPool):
+    scan: ClassVar[Scan]
+    nd = 2
+
+    def __init__(self, *, ties: str = "first") -> None:
+        super().__init__(self.scan.axis, self.scan.reverse, ties=ties)
+
+    def extra_repr(self) -> str:
+        return f"ties={self.ties!r}"
+
+
+class TopPool(_Direction):
+    """Running maximum from the bottom up; see `top_pool`."""
+
+    scan = Scan(-2, True)
+
+
+class BottomPool(_Direction):
+    """Running maximum from the top down; see `bottom_pool`."""
+
+    scan = Scan(-2, False)
+
+
+class LeftPool(_Direction):
+    """Running maximum from the right to the left; see `left_pool`."""
+
+    scan = Scan(-1, True)
+
+
+class RightPool(_Direction):
+    """Running maximum from the left to the right; see `right_pool`."""
+
+    scan = Scan(-1, False)
+
+
+class _Corner(nn.Module):
+    corner: ClassVar[str]
+
+    def __init__(self, *, ties: str = "first") -> None:
+        super().__init__()
+        self.ties = check.choice("ties", ties, ("first", "last", "even"))
+
+    def forward(self, input: Tensor, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+        """Pool (N, C, H, W): vertically `input`, horizontally `other`."""
+        return corner_pool(input, self.corner, other=other, ties=self.ties, mask=mask, sizes=sizes)
+
+
+class TopLeftPool(_Corner):
+    """Running maxima towards the top and towards the left, added; see `corner_pool`."""
+
+    corner = "top_left"
+
+
+class BottomRightPool(_Corner):
+    """Running maxima towards the bottom and towards the right, added; see `corner_pool`."""
+
+    corner = "bottom_right"
+
+
+register(
+    Operation(
+        name="directional",
+        kind="windows",
+        summary="Running maximum, or any other running reduction, along one axis.",
+        formula="y[i] = reducer(x[0], ..., x[i])",
+        source="Law and Deng 2018, CornerNet",
+        names=tuple(name for name in __all__ if "orner" not in name and "TopLeft" not in name and "BottomRight" not in name),
+        dtypes="any",
+        sample=lambda: (DirectionalPool(-1, reverse=True), (torch.randn(2, 3, 5, 6),)),
+    )
+)
+register(
+    Operation(
+        name="corner",
+        kind="windows",
+        summary="Sum of the two running maxima that meet in a corner.",
+        formula="y[h, w] = max(x[h:, w]) + max(x[h, w:])",
+        source="Law and Deng 2018, CornerNet",
+        names=("TopLeftPool", "BottomRightPool", "corner_pool"),
+        nd=(2,),
+        dtypes="any",
+        sample=lambda: (TopLeftPool(), (torch.randn(2, 3, 5, 6),)),
+    )
+)
