@@ -8,3 +8,4 @@ from everypool.reducers.max import *
 from everypool.reducers.mean import *
 from everypool.reducers.power import *
 from everypool.reducers.soft import *
+from everypool.reducers.unpool import *
