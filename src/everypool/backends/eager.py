@@ -150,7 +150,6 @@ class Folds:
         """Largest value of each window, without an index."""
         return self._fold(Maximum(), (self.masked(x, float("-inf")),))[0]
 
-    @torch.no_grad()
     def argmax(self, x: Tensor, *, last: bool = False) -> Tensor:
         """Flat position of each window's largest element; -1 where the window is empty."""
         lowest = float("-inf") if x.is_floating_point() else float(torch.iinfo(x.dtype).min)
@@ -158,7 +157,8 @@ class Folds:
         if self.mask is not None:
             index = index.masked_fill(~self.mask, -1)
             x = x.masked_fill(~self.mask, lowest) if x.is_floating_point() else torch.where(self.mask, x, torch.iinfo(x.dtype).min)
-        value, index = self._fold(ArgMax(lowest, last), (x.detach(), index))
+        with torch.no_grad():
+            value, index = self._fold(ArgMax(lowest, last), (x.detach(), index))
         return index.expand(value.shape)
 
     @staticmethod
@@ -231,15 +231,15 @@ class Folds:
             raise ValueError("`axes` must be one or more, got none")
         return flat.flatten(1 + self.nd), found.expand(flat.shape).flatten(1 + self.nd)
 
-    @torch.no_grad()
     def choose(self, x: Tensor, chooser: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Flat position of the element that `chooser(values, exists)` picks, as a tap number, in each window."""
         flat, found = self.tap_table()
+        x = x.detach()
         batch, channels = x.shape[:2]
         if traced():  # a symbolic batch cannot be walked through
-            tap = chooser(*self.taps(x.detach())).unsqueeze(-1)
+            tap = chooser(*self.taps(x)).unsqueeze(-1)
             return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
-        planes = x.detach().flatten(2)
+        planes = x.flatten(2)
         mask = None if self.mask is None else self.mask.expand(batch, channels, *self.layout.spatial).flatten(2)
         step = max(1, CHUNK // max(flat[0].numel(), 1))
         rows = []

@@ -88,10 +88,10 @@ def _unpooled(
         cells *= n
     if cells > max(1 << 27, 64 * x[:1, :1].numel()):
         raise check.invalid("output_size", "at most 2**27 cells", check.Shown(str(size)))
-    if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active() and where.numel():
-        if bool(((where < -1) | (where >= cells)).any()):
-            rule = f"between -1 and {cells - 1}, the last cell of {size}"
-            raise check.invalid("indices", rule, check.Shown(f"{int(where.min())} to {int(where.max())}"))
+    seen = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if seen and where.numel() and bool(((where < -1) | (where >= cells)).any()):
+        rule = f"between -1 and {cells - 1}, the last cell of {size}"
+        raise check.invalid("indices", rule, check.Shown(f"{int(where.min())} to {int(where.max())}"))
     flat, where = x.flatten(2), where.flatten(2)
     where = torch.where(where < 0, cells, where)  # a cell beyond the last takes what has no place
     if overlap == "add":
