@@ -190,7 +190,7 @@ def pool(
         windows: which elements belong together.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int; each sample is the first `sizes` elements of every axis, and is pooled as if alone.
-        return_mask: also return (N or 1, 1 or C, *out), False where a window has no valid element (its value is 0).
+        return_mask: also return (N, C, *out), bool, False where a window has no valid element (its value is 0).
 
     Returns:
         (N, C, *out), in the type and memory layout of the input; strips give a tuple of such.
@@ -235,7 +235,8 @@ def apply(
     masks = []
     for parts, exists in windows.reduce(reducer, tensors, mask, sizes):
         values.append(tuple(finished(part, first) for part in parts))
-        masks.append(torch.ones((1, 1, *parts[0].shape[2:]), dtype=torch.bool, device=first.device) if exists is None else exists)
+        exists = torch.ones((), dtype=torch.bool, device=first.device) if exists is None else exists
+        masks.append(exists.expand(parts[0].shape))
     results = [windows.assemble([part[i] for part in values]) for i in range(len(values[0]))]
     if return_mask:
         results.append(windows.assemble(masks))

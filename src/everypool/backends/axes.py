@@ -45,9 +45,15 @@ class Axis:
         """Element positions ([N,] out, taps) of each window in order, and which of them exist."""
         raise NotImplementedError
 
-    def centre(self, device: torch.device, upper: bool) -> Tensor:
-        """Element position ([N,] out) at the middle of each window; `upper` takes the later of two middles."""
+    def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
+        """Element position ([N,] out) at the middle of each window, or the element nearest to it.
+
+        `upper` takes the later of two middles; `size` (N,) says how many of the elements each sample has.
+        """
         positions, exists = self.table(device)
+        if size is not None:
+            exists = exists & (positions < size.reshape(-1, 1, 1))
+            positions = positions.expand(exists.shape)
         number = exists.sum(-1)
         first = exists.to(torch.uint8).argmax(-1)
         middle = (first + (number - 1 + int(upper)) // 2).clamp(min=0, max=positions.shape[-1] - 1)
@@ -131,10 +137,14 @@ class Slide(Axis):
         exists = (positions >= 0) & (positions < here.n)
         return positions.clamp(min=0, max=here.n - 1), exists
 
-    def centre(self, device: torch.device, upper: bool) -> Tensor:
-        tap = (self.kernel - 1 + int(upper)) // 2
-        start = torch.arange(self.out, device=device) * self.stride
-        return (start + (tap * self.dilation - self.left)).clamp(min=0, max=self.n - 1)
+    def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
+        d = self.dilation
+        start = torch.arange(self.out, device=device) * self.stride - self.left
+        last = (self.n if size is None else size.reshape(-1, 1)) - 1
+        first = torch.div(d - 1 - start, d, rounding_mode="floor").clamp(min=0)  # taps inside the map
+        final = torch.div(last - start, d, rounding_mode="floor").clamp(max=self.kernel - 1)
+        tap = torch.minimum(torch.maximum(first, torch.full_like(first, (self.kernel - 1 + int(upper)) // 2)), final)
+        return (start + tap * d).clamp(min=0, max=self.n - 1)
 
 
 def _padded(part: Tensor, dim: int, left: int, right: int, value: float) -> Tensor:
@@ -318,6 +328,13 @@ class Run(Axis):
 
     def transposed(self) -> Axis:
         return Run(self.n, not self.reverse)
+
+    def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
+        place = torch.arange(self.n, device=device)
+        if not self.reverse:
+            return (place + int(upper)) // 2
+        last = (self.n if size is None else size.reshape(-1, 1)) - 1
+        return (last - (last - place + int(upper)).clamp(min=0) // 2).clamp(max=self.n - 1)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         order = torch.arange(self.n, device=device)

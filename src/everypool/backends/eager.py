@@ -274,7 +274,8 @@ class Folds:
         """The element in the middle of each window, taking per axis the later of two middles where `upper` says so."""
         for axis, along in enumerate(self.layout.axes):
             dim = 2 + axis
-            positions = along.centre(x.device, upper[axis])
+            size = None if self.layout.sizes is None else self.layout.sizes[:, axis].to(x.device)
+            positions = along.centre(x.device, upper[axis], size)
             if positions.dim() == 1:
                 x = x.index_select(dim, positions)
             else:

@@ -65,7 +65,8 @@ class Sliding(Windows):
         kernel, stride, dilation, ceil, pairs = self.checked(nd)
         rows = [_Row(n, k, s, d, pair, ceil) for n, k, s, d, pair in zip(spatial, kernel, stride, dilation, pairs, strict=True)]
         native = None
-        if all(pair is not None and pair[0] == pair[1] for pair in pairs):
+        # torch's kernels take equal padding on both sides, of at most half the kernel before its dilation
+        if all(pair is not None and pair[0] == pair[1] <= k // 2 for pair, k in zip(pairs, kernel, strict=True)):
             native = Native(kernel, stride, tuple(pair[0] for pair in pairs if pair), dilation, ceil)
         own = [None] * nd if sizes is None else [row.own(sizes[:, axis]) for axis, row in enumerate(rows)]
         return [
