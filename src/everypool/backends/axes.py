@@ -8,6 +8,7 @@ that a backward pass needs. Every kind of window is a product of such axes, so c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from everypool.backends.monoids import Monoid, State
 
-__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "traced"]
+__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "middle", "traced"]
 
 
 def traced() -> bool:
@@ -138,18 +139,25 @@ class Slide(Axis):
         return positions.clamp(min=0, max=here.n - 1), exists
 
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
-        d = self.dilation
         start = torch.arange(self.out, device=device) * self.stride - self.left
         last = (self.n if size is None else size.reshape(-1, 1)) - 1
-        first = torch.div(d - 1 - start, d, rounding_mode="floor").clamp(min=0)  # taps inside the map
-        final = torch.div(last - start, d, rounding_mode="floor").clamp(max=self.kernel - 1)
-        tap = torch.minimum(torch.maximum(first, torch.full_like(first, (self.kernel - 1 + int(upper)) // 2)), final)
-        return (start + tap * d).clamp(min=0, max=self.n - 1)
+        return middle(start, last, self.kernel, self.dilation, upper).clamp(min=0, max=self.n - 1)
+
+
+def middle(start: Tensor, last: Any, kernel: int, dilation: int, upper: bool) -> Tensor:
+    """Where the middle tap of a window lies that begins at `start`, or the tap nearest to it that lies in 0 to `last`."""
+    first = torch.div(dilation - 1 - start, dilation, rounding_mode="floor").clamp(min=0)
+    final = torch.div(last - start, dilation, rounding_mode="floor").clamp(max=kernel - 1)
+    tap = torch.minimum(first.clamp(min=(kernel - 1 + int(upper)) // 2), final)
+    return start + tap * dilation
 
 
 def _padded(part: Tensor, dim: int, left: int, right: int, value: float) -> Tensor:
-    if not traced() and left <= 0 and right <= 0:
-        return crop(part, dim, -left, part.shape[dim] + left)
+    if not traced() and left < 0:
+        size = part.shape[dim]
+        part, left, right = crop(part, dim, -left, size), 0, min(right, size + left + right)
+    if not traced() and left == 0 and right <= 0:
+        return part if right == 0 else crop(part, dim, 0, part.shape[dim] + right)
     pad = [0, 0] * (part.dim() - 1 - dim) + [left, right]
     if part.dtype == torch.int64 and value < -(2**62):
         fill = torch.full((), -(2**63), dtype=torch.int64, device=part.device)
@@ -254,6 +262,7 @@ class Table(Axis):
     n: int
     out: int
     back: tuple[Tensor, Tensor] | None = None  # the transposed table; needed for gradients only
+    middles: tuple[Tensor, Tensor] | None = None  # lower and upper, where they are not those of the elements that exist
 
     @classmethod
     def of(cls, windows: Slide) -> Table:
@@ -281,6 +290,9 @@ class Table(Axis):
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.positions.to(device), self.exists.to(device)
+
+    def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
+        return super().centre(device, upper, size) if self.middles is None else self.middles[upper].to(device)
 
 
 def _looked_up(part: Tensor, dim: int, positions: Tensor, exists: Tensor, value: float) -> Tensor:

@@ -71,7 +71,8 @@ class LogSumExp(Reducer):
         level = folds.log_mean_exp(r * x)
         if self.norm == "sum":
             level = level + folds.number(x.dtype).clamp(min=1).log()
-        return level / r
+        exists = folds.exists()
+        return (level if exists is None else level.masked_fill(~exists, 0)) / r  # -inf / r would give r a slope of NaN
 
 
 def mean_and_variance(x: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:

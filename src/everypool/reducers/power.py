@@ -75,17 +75,17 @@ class Power(Reducer):
             if p in (float("inf"), float("-inf")):
                 return even_maximum(a, folds) if p > 0 else -even_maximum(-a, folds)
             if p == 0:
-                return mean_and_variance(a.log(), folds)[0].exp()
+                return mean_and_variance(folds.masked(exponent(a, 1)), folds)[0].exp()
             return self._root(a, p, number, folds)
         flat = p.detach().abs() < 1e-7  # there the quotient is 0 / 0: take the first two terms of its series
         y = self._root(a, torch.where(flat, torch.ones_like(p), p), number, folds)
         if self.norm == "mean":
             mean, variance = mean_and_variance(folds.masked(a.clamp(min=1e-300 if a.dtype == torch.float64 else 1e-37).log()), folds)
-            y = torch.where(flat, (mean + p / 2 * variance).exp(), y)
+            y = torch.where(flat, torch.where(flat, mean + p / 2 * variance, torch.zeros_like(mean)).exp(), y)
         return y
 
     def _root(self, a: Tensor, p: Any, number: Tensor, folds: Folds) -> Tensor:
-        level = folds.log_mean_exp(p * logarithm(a))
+        level = folds.log_mean_exp(exponent(a, p))
         return self._rooted(level if self.norm == "mean" else level + number.log(), p)
 
     @staticmethod
@@ -99,7 +99,7 @@ class Power(Reducer):
     def _odd(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
         if isinstance(p, (int, float)) and (p <= 0 or p == float("inf")):
             raise check.invalid("p", "positive and finite with signed='odd'", p)
-        u = p * logarithm(x.abs())
+        u = exponent(x.abs(), p)
         level = folds.log_mean_exp(u)
         share = folds.weighted(u, level, x.sign())  # in [-n, n]: the signed sum in units of the mean power
         number = folds.number(x.dtype).clamp(min=1)
@@ -121,9 +121,11 @@ class Power(Reducer):
         return y.reshape(least.shape[:-1]) + least.squeeze(-1)
 
 
-def logarithm(a: Tensor) -> Tensor:
-    """log(a) for a >= 0, with slope 0 at a = 0 instead of an infinite one."""
-    return torch.where(a > 0, torch.where(a > 0, a, torch.ones_like(a)).log(), torch.where(a.isnan(), a, float("-inf")))
+def exponent(a: Tensor, p: Any) -> Tensor:
+    """p log(a) for a >= 0, with slope 0 at a = 0, for p too, instead of an infinite one."""
+    some = a > 0
+    end = torch.where(torch.as_tensor(p, device=a.device) > 0, float("-inf"), float("inf")).to(a.dtype)
+    return torch.where(some, p * torch.where(some, a, torch.ones_like(a)).log(), torch.where(a.isnan(), a, end))
 
 
 def reference(values: Any, exists: Any, p: float = 3.0, norm: str = "mean", signed: str = "clamp", eps: float = 1e-6) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Slide, Table, traced
+from everypool.backends.axes import Axis, Slide, Table, middle, traced
 from everypool.backends.eager import Layout, Native
 from everypool.pool import Windows
 
@@ -172,8 +172,14 @@ class _Row:
         windows = (element + left) // self.stride - torch.arange(number - 1, -1, -1, device=device)
         offset = element + left - windows * self.stride
         inside = (windows >= 0) & (windows < out) & (offset % self.dilation == 0) & (offset // self.dilation < self.kernel)
+        start, last = window.squeeze(-1) * self.stride - left.squeeze(-1), size.squeeze(-1) - 1
         return Table(
-            positions.clamp(min=0, max=self.n - 1), exists, self.n, out, (windows.clamp(min=0, max=out - 1), inside & (element < size))
+            positions.clamp(min=0, max=self.n - 1),
+            exists,
+            self.n,
+            out,
+            back=(windows.clamp(min=0, max=out - 1), inside & (element < size)),
+            middles=tuple(middle(start, last, self.kernel, self.dilation, up).clamp(min=0, max=self.n - 1) for up in (False, True)),
         )
 
     def extent(self, own: _Own | None) -> Tensor:
