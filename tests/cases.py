@@ -87,7 +87,9 @@ def case_id(case: Case) -> str:
     return case.id
 
 
-def sliding(spatial: tuple[int, ...], kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Case:
+def sliding(
+    spatial: tuple[int, ...], kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Case:
     def layouts(sizes: Sequence[int]) -> list[oracle.Layout]:
         rows = zip(sizes, *(per_axis(value, len(sizes)) for value in (kernel, stride, padding, dilation)), strict=True)
         return [[oracle.slide(n, k, s, p, d, ceil_mode) for n, k, s, p, d in rows]]
@@ -98,13 +100,23 @@ def sliding(spatial: tuple[int, ...], kernel: Any, stride: Any = None, padding: 
 
 def adaptive(spatial: tuple[int, ...], out: Any) -> Case:
     def layouts(sizes: Sequence[int]) -> list[oracle.Layout]:
-        return [[oracle.keep(n) if o is None else oracle.adaptive(n, o) for n, o in zip(sizes, per_axis(out, len(sizes)), strict=True)]]
+        return [
+            [
+                oracle.keep(n) if o is None else oracle.adaptive(n, o)
+                for n, o in zip(sizes, per_axis(out, len(sizes)), strict=True)
+            ]
+        ]
 
     return Case(_named(spatial, f"adaptive{out}"), spatial, everypool.Adaptive(out), layouts)
 
 
 def whole(spatial: tuple[int, ...], keepdim: bool = False) -> Case:
-    return Case(_named(spatial, f"global{keepdim}"), spatial, everypool.Global(keepdim), lambda sizes: [[oracle.whole(n) for n in sizes]])
+    return Case(
+        _named(spatial, f"global{keepdim}"),
+        spatial,
+        everypool.Global(keepdim),
+        lambda sizes: [[oracle.whole(n) for n in sizes]],
+    )
 
 
 def pyramid(spatial: tuple[int, ...], levels: tuple[int, ...], bins: str = "adaptive") -> Case:
@@ -123,7 +135,9 @@ def scan(spatial: tuple[int, ...], axis: int, reverse: bool) -> Case:
         along = axis % len(sizes)
         return [[oracle.running(n, reverse) if a == along else oracle.keep(n) for a, n in enumerate(sizes)]]
 
-    return Case(_named(spatial, f"scan{axis}{'reverse' * reverse}"), spatial, everypool.Scan(axis, reverse), layouts, own_place=True)
+    return Case(
+        _named(spatial, f"scan{axis}{'reverse' * reverse}"), spatial, everypool.Scan(axis, reverse), layouts, own_place=True
+    )
 
 
 def _named(spatial: tuple[int, ...], name: str) -> str:

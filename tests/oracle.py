@@ -70,7 +70,9 @@ def grid(n: int, level: int, bins: str) -> Axis:
 
 def strips(spatial: Sequence[int]) -> list[Layout]:
     """One layout per axis, the last axis first."""
-    return [[whole(n) if axis == along else keep(n) for axis, n in enumerate(spatial)] for along in reversed(range(len(spatial)))]
+    return [
+        [whole(n) if axis == along else keep(n) for axis, n in enumerate(spatial)] for along in reversed(range(len(spatial)))
+    ]
 
 
 def window(plane: np.ndarray, mask: np.ndarray, cell: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

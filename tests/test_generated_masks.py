@@ -68,11 +68,15 @@ RAGGED: list[tuple[Case, list[list[int]]]] = [
 
 def learnable(row: Row) -> dict[str, Tensor]:
     """The parameters of a reducer that may be tensors, as leaves: one element per channel."""
-    settings = {**{"gem": {"p": 3.0}, "lp": {"p": 2.0}, "soft": {"beta": 1.0}, "logsumexp": {"r": 1.0}}.get(row.operation.name, {})}
+    settings = {
+        **{"gem": {"p": 3.0}, "lp": {"p": 2.0}, "soft": {"beta": 1.0}, "logsumexp": {"r": 1.0}}.get(row.operation.name, {})
+    }
     settings.update({key: value for key, value in row.settings.items() if key in settings})
     if row.settings.get("signed") == "odd" or any(np.isinf(value) for value in settings.values()):
         return {}
-    return {key: torch.tensor([value, value + 0.25], dtype=torch.float64, requires_grad=True) for key, value in settings.items()}
+    return {
+        key: torch.tensor([value, value + 0.25], dtype=torch.float64, requires_grad=True) for key, value in settings.items()
+    }
 
 
 def crop(item: Tensor, sizes: Any) -> Tensor:

@@ -42,7 +42,9 @@ def test_random_windows(row: Row, nd: int) -> None:
         case = sliding(spatial, kernel, stride, padding, dilation, bool(rng.integers(2)))
         x = numbers((1, 2, *spatial), done)
         expected, _ = case.expected(row, x)
-        np.testing.assert_allclose(pooled(row, case, torch.from_numpy(x)).numpy(), expected, rtol=1e-12, atol=1e-12, err_msg=case.id)
+        np.testing.assert_allclose(
+            pooled(row, case, torch.from_numpy(x)).numpy(), expected, rtol=1e-12, atol=1e-12, err_msg=case.id
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

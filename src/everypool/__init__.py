@@ -11,7 +11,7 @@ from everypool.pool import Windows as Windows
 from everypool.pool import operations as operations
 from everypool.pool import pool as pool
 from everypool.pool import register as register
-from everypool.windows import *  # noqa: I001  (windows first: reducers build on them)
 from everypool.reducers import *
+from everypool.windows import *
 
 __version__ = "0.1.0"

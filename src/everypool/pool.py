@@ -54,7 +54,9 @@ class Windows:
 
     def reduce(self, reducer: Reducer, input: Any, mask: Tensor | None, sizes: Tensor | None) -> list[Reduced]:
         """What the reducer makes of each layout."""
-        return [run(reducer, input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)]
+        return [
+            run(reducer, input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)
+        ]
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,12 @@ def finished(y: Tensor, input: Tensor) -> Tensor:
     """y in the input's memory layout."""
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     layout = layouts.get(input.dim())
-    if layout is not None and y.dim() == input.dim() and not input.is_contiguous() and input.is_contiguous(memory_format=layout):
+    if (
+        layout is not None
+        and y.dim() == input.dim()
+        and not input.is_contiguous()
+        and input.is_contiguous(memory_format=layout)
+    ):
         return y.contiguous(memory_format=layout)
     return y.contiguous()
 
@@ -320,14 +327,18 @@ def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
     if not traced() and not torch._C._are_functorch_transforms_active():
         limit = torch.tensor(x.shape[2:], device=x.device)
         if bool(((sizes < 1) | (sizes > limit)).any()):
-            raise check.invalid("sizes", f"between 1 and the input's size {tuple(x.shape[2:])}", check.Shown(str(sizes.tolist())[:80]))
+            raise check.invalid(
+                "sizes", f"between 1 and the input's size {tuple(x.shape[2:])}", check.Shown(str(sizes.tolist())[:80])
+            )
     return sizes
 
 
 def padded_batch(samples: Sequence[Any], windows: Windows) -> tuple[Tensor, Tensor]:
     """One zero-padded batch and the samples' sizes, from tensors (C, *spatial) of different sizes."""
     if not windows.fixed:
-        raise check.wrong_type("input", "one tensor, since these windows give each size of input another size of output", samples)
+        raise check.wrong_type(
+            "input", "one tensor, since these windows give each size of input another size of output", samples
+        )
     rule = "a list of tensors (C, *spatial) alike in channels, axes, type and device"
     if not samples:
         raise check.invalid("input", rule, check.Shown("an empty list"))
@@ -343,5 +354,7 @@ def padded_batch(samples: Sequence[Any], windows: Windows) -> tuple[Tensor, Tens
     padded = []
     for x in samples:
         pad = [p for axis in reversed(range(len(largest))) for p in (0, largest[axis] - x.shape[1 + axis])]
-        padded.append(torch.nn.functional.pad(x, pad) if x.dtype != torch.bool else torch.nn.functional.pad(x, pad, value=False))
+        padded.append(
+            torch.nn.functional.pad(x, pad) if x.dtype != torch.bool else torch.nn.functional.pad(x, pad, value=False)
+        )
     return torch.stack(padded), torch.tensor([x.shape[1:] for x in samples], device=samples[0].device)

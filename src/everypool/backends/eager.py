@@ -9,6 +9,7 @@ output. The two verbs with weights are closed under differentiation: the derivat
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from everypool.backends.monoids import ArgMax, LogMean, Maximum, Monoid, State, 
 __all__ = ["Folds", "Layout", "Native", "wide"]
 
 CHUNK = 1 << 22  # taps of an unmergeable reducer that are laid out at once
+BLOCK = 1 << 15  # elements folded at once outside of traced graphs: a state then stays in cache, and few copies live
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,29 @@ class Folds:
             state = (along.transposed() if back else along).fold(monoid, state, 2 + axis)
         return state
 
+    def _blocked(self, verb: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """`verb(folds, *tensors)`, a block of channels at a time."""
+        channels = max(tensor.shape[1] for tensor in tensors)
+        most = max(tensor[:, :1].numel() for tensor in tensors)
+        step = max(1, BLOCK // max(most, 1))
+        if step >= channels or plain_autograd():
+            return verb(self, *tensors)
+        result: Tensor | None = None
+        for start in range(0, channels, step):
+            block = slice(start, start + step)
+            part = verb(self._channels(block), *(tensor[:, block] if tensor.shape[1] > 1 else tensor for tensor in tensors))
+            if result is None:
+                result = part.new_empty((part.shape[0], channels, *part.shape[2:]))
+            result[:, block] = part
+        return tensors[0] if result is None else result
+
+    def _channels(self, block: slice) -> Folds:
+        if self.mask is None or self.mask.shape[1] == 1:
+            return self
+        part = copy(self)
+        part.mask = self.mask[:, block]
+        return part
+
     def total(self, v: Tensor) -> Tensor:
         """Sum over each window; linear, so autograd keeps nothing. `v` must be zero where masked."""
         return self._fold(Sum(), (v,))[0]
@@ -152,13 +177,20 @@ class Folds:
 
     def argmax(self, x: Tensor, *, last: bool = False) -> Tensor:
         """Flat position of each window's largest element; -1 where the window is empty."""
+        with torch.no_grad():
+            return self._blocked(lambda folds, x: folds._argmax(x, last), x.detach())
+
+    def _argmax(self, x: Tensor, last: bool) -> Tensor:
         lowest = float("-inf") if x.is_floating_point() else float(torch.iinfo(x.dtype).min)
         index = torch.arange(_product(x.shape[2:]), device=x.device).reshape(1, 1, *x.shape[2:])
         if self.mask is not None:
             index = index.masked_fill(~self.mask, -1)
-            x = x.masked_fill(~self.mask, lowest) if x.is_floating_point() else torch.where(self.mask, x, torch.iinfo(x.dtype).min)
-        with torch.no_grad():
-            value, index = self._fold(ArgMax(lowest, last), (x.detach(), index))
+            x = (
+                x.masked_fill(~self.mask, lowest)
+                if x.is_floating_point()
+                else torch.where(self.mask, x, torch.iinfo(x.dtype).min)
+            )
+        value, index = self._fold(ArgMax(lowest, last), (x, index))
         return index.expand(value.shape)
 
     @staticmethod
@@ -297,7 +329,12 @@ class Folds:
         arguments: dict[str, Any] = {"ceil_mode": native.ceil_mode, "return_indices": True}
         if self.nd == 1:
             y, index = F.max_pool2d(
-                x.unsqueeze(2), (1, *native.kernel), (1, *native.stride), (0, *native.padding), (1, *native.dilation), **arguments
+                x.unsqueeze(2),
+                (1, *native.kernel),
+                (1, *native.stride),
+                (0, *native.padding),
+                (1, *native.dilation),
+                **arguments,
             )
             return y.squeeze(2), index.squeeze(2)
         call = F.max_pool2d if self.nd == 2 else F.max_pool3d
@@ -314,7 +351,7 @@ def _product(numbers: Any) -> int:
 class _LogMeanExp(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, folds: Folds) -> Tensor:
-        level = folds._log_mean_exp(u)
+        level = folds._blocked(Folds._log_mean_exp, u)
         ctx.folds = folds
         ctx.save_for_backward(u, level)
         return level
@@ -329,7 +366,7 @@ class _LogMeanExp(Function):
 class _Weighted(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, level: Tensor, v: Tensor, folds: Folds, hard: bool) -> Tensor:
-        result = folds._weighted(u, level, v, hard)
+        result = folds._blocked(lambda part, *tensors: part._weighted(*tensors, hard), u, level, v)
         ctx.folds, ctx.hard = folds, hard
         ctx.save_for_backward(u, level, v, result)
         return result
@@ -346,7 +383,7 @@ class _Weighted(Function):
 class _Spread(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, level: Tensor, a: Tensor, folds: Folds, hard: bool) -> Tensor:
-        result = folds._spread(u, level, a, hard)
+        result = folds._blocked(lambda part, *tensors: part._spread(*tensors, hard), u, level, a)
         ctx.folds, ctx.hard = folds, hard
         ctx.save_for_backward(u, level, a, result)
         return result

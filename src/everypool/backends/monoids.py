@@ -45,7 +45,9 @@ def _every_second(state: State, dim: int, start: int, end: int) -> State:
 
 
 def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return first, second.expand([b if b > 1 else a for a, b in zip(first.shape[:2], second.shape[:2], strict=True)] + list(second.shape[2:]))
+    return first, second.expand(
+        [b if b > 1 else a for a, b in zip(first.shape[:2], second.shape[:2], strict=True)] + list(second.shape[2:])
+    )
 
 
 def _lag(part: Tensor, whole: Tensor) -> Tensor:

@@ -128,7 +128,13 @@ def max_pool(
 
 
 def adaptive_max_pool(
-    input: Any, output_size: Any, return_indices: bool = False, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None
+    input: Any,
+    output_size: Any,
+    return_indices: bool = False,
+    *,
+    ties: str = "first",
+    mask: Tensor | None = None,
+    sizes: Any = None,
 ) -> Any:
     """Largest value of each of a fixed number of bins; see `max_pool` and `Adaptive`.
 

@@ -80,7 +80,9 @@ class Power(Reducer):
         flat = p.detach().abs() < 1e-7  # there the quotient is 0 / 0: take the first two terms of its series
         y = self._root(a, torch.where(flat, torch.ones_like(p), p), number, folds)
         if self.norm == "mean":
-            mean, variance = mean_and_variance(folds.masked(a.clamp(min=1e-300 if a.dtype == torch.float64 else 1e-37).log()), folds)
+            mean, variance = mean_and_variance(
+                folds.masked(a.clamp(min=1e-300 if a.dtype == torch.float64 else 1e-37).log()), folds
+            )
             y = torch.where(flat, torch.where(flat, mean + p / 2 * variance, torch.zeros_like(mean)).exp(), y)
         return y
 
@@ -105,7 +107,9 @@ class Power(Reducer):
         number = folds.number(x.dtype).clamp(min=1)
         share = share / number if self.norm == "mean" else share
         nothing = (share == 0) | level.isinf()
-        size = self._rooted(torch.where(nothing, float("-inf"), level + torch.where(nothing, torch.ones_like(share), share.abs()).log()), p)
+        size = self._rooted(
+            torch.where(nothing, float("-inf"), level + torch.where(nothing, torch.ones_like(share), share.abs()).log()), p
+        )
         return share.detach().sign() * torch.where(nothing, torch.zeros_like(size), size)
 
     def _shifted(self, x: Tensor, p: Any, folds: Folds) -> Tensor:

@@ -137,9 +137,7 @@ def global_soft_pool(
 class _Soft(Layer):
     beta: Any
 
-    def settle(
-        self, *, beta: Any = 1.0, learnable: bool = False, channels: int | None = None, grad: str = "exact"
-    ) -> None:
+    def settle(self, *, beta: Any = 1.0, learnable: bool = False, channels: int | None = None, grad: str = "exact") -> None:
         checked_setting("beta", beta, infinite=False)
         parameter(self, "beta", beta, learnable, channels)
         self.grad = check.choice("grad", grad, ("exact", "authors"))

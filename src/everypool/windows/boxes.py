@@ -76,7 +76,8 @@ class Boxes(Windows):
             if x.shape[:2] != input[0].shape[:2] or x.dtype != input[0].dtype or x.device != input[0].device:
                 raise check.invalid("input", "maps alike in samples, channels, type and device", x)
         return [
-            replace(self, spatial_scale=scale)._level(reducer, x, None, None) for scale, x in zip(self.spatial_scale, input, strict=True)
+            replace(self, spatial_scale=scale)._level(reducer, x, None, None)
+            for scale, x in zip(self.spatial_scale, input, strict=True)
         ]
 
     def assemble(self, parts: list[Tensor]) -> Tensor:
@@ -137,7 +138,9 @@ class Boxes(Windows):
                 raise check.invalid("boxes", "finite", check.Shown("NaN or infinity"))
             number = boxes[:, 0]
             if bool(((number < 0) | (number >= x.shape[0]) | (number != number.floor())).any()):
-                raise check.invalid("boxes", f"of samples 0 to {x.shape[0] - 1}", check.Shown(f"sample numbers {number.tolist()[:8]}"))
+                raise check.invalid(
+                    "boxes", f"of samples 0 to {x.shape[0] - 1}", check.Shown(f"sample numbers {number.tolist()[:8]}")
+                )
             wrong = (boxes[:, 1 + nd :] < boxes[:, 1 : 1 + nd]).any(1)
             if bool(wrong.any()):
                 first = boxes[wrong][0].tolist()
@@ -191,7 +194,14 @@ class Boxes(Windows):
 
     @staticmethod
     def _chunk(
-        reducer: Reducer, x: Tensor, mask: Tensor | None, sample: Tensor, axes: list[Any], start: int, stop: int, out: tuple[int, ...]
+        reducer: Reducer,
+        x: Tensor,
+        mask: Tensor | None,
+        sample: Tensor,
+        axes: list[Any],
+        start: int,
+        stop: int,
+        out: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
         """Boxes start to stop: samples (R, C, bins, taps), reduced over their last axis."""
         nd, sample = x.dim() - 2, sample[start:stop]
@@ -220,7 +230,9 @@ class Boxes(Windows):
             picked = flat.index_select(1, index.reshape(-1)).unflatten(1, index.shape).movedim(0, 1)
             if weight is None:
                 value = picked
-                weight_sum = None if flat_mask is None else flat_mask.index_select(1, index.reshape(-1)).unflatten(1, index.shape)
+                weight_sum = (
+                    None if flat_mask is None else flat_mask.index_select(1, index.reshape(-1)).unflatten(1, index.shape)
+                )
             else:
                 weight = weight.unsqueeze(1).to(wide(picked[:0]).dtype)
                 if flat_mask is not None:

@@ -63,7 +63,9 @@ class Scan(Windows):
         return [Layout(axes, sizes, sizes, full=True, own_position=True)]
 
 
-def scanned(input: Tensor, scan: Scan, reducer: str | Reducer, ties: str, mask: Any, sizes: Any, nd: int | None = None) -> Tensor:
+def scanned(
+    input: Tensor, scan: Scan, reducer: str | Reducer, ties: str, mask: Any, sizes: Any, nd: int | None = None
+) -> Tensor:
     """A running reduction, with the rule for ties where it is a maximum."""
     check.choice("ties", ties, ("first", "last", "even"))
     if reducer == "max":

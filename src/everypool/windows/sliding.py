@@ -143,7 +143,9 @@ class _Row:
         if self.pair is not None and not torch.compiler.is_exporting():
             padded = self.n + sum(self.pair)
             if self.reach > padded:
-                raise check.invalid("kernel_size", f"at most the padded input, {padded}, once dilated", check.Shown(str(self.reach)))
+                raise check.invalid(
+                    "kernel_size", f"at most the padded input, {padded}, once dilated", check.Shown(str(self.reach))
+                )
         return self.sized(self.n)
 
     def own(self, size: Tensor) -> _Own:
@@ -179,7 +181,9 @@ class _Row:
             self.n,
             out,
             back=(windows.clamp(min=0, max=out - 1), inside & (element < size)),
-            middles=tuple(middle(start, last, self.kernel, self.dilation, up).clamp(min=0, max=self.n - 1) for up in (False, True)),
+            middles=tuple(
+                middle(start, last, self.kernel, self.dilation, up).clamp(min=0, max=self.n - 1) for up in (False, True)
+            ),
         )
 
     def extent(self, own: _Own | None) -> Tensor:
@@ -189,7 +193,9 @@ class _Row:
         n: Any = self.n
         if own is not None:
             window = window.unsqueeze(0)
-            n, left, right = (item.reshape(-1, 1) if isinstance(item, Tensor) else item for item in (own.size, own.left, own.right))
+            n, left, right = (
+                item.reshape(-1, 1) if isinstance(item, Tensor) else item for item in (own.size, own.left, own.right)
+            )
         first = window * self.stride - left
         cells = torch.div(n + right - first + (self.dilation - 1), self.dilation, rounding_mode="floor")
         return cells.clamp(min=1, max=self.kernel)

@@ -116,9 +116,7 @@ class StripPool(Layer):
         return f"reducer={self.chosen!r}"
 
 
-def cross_max_pool(
-    input: Tensor, *, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None
-) -> Tensor:
+def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Largest value of each column plus largest value of each row: the core of CenterNet's center pooling.
 
     y[h, w] = max(input[:, w]) + max(other[h, :]); for the middle of a window see `center_pool`.
