@@ -32,5 +32,5 @@ class Layer(nn.Module):
         return ""
 
     def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Any:
-        """Pool (N, C, *spatial), or (C, *spatial) where the number of axes is known; see `everypool.pool` for mask and sizes."""
+        """Pool (N, C, *spatial), or (C, *spatial) where the number of axes is known; mask and sizes as in `everypool.pool`."""
         return apply(input, self.reducer, self.windows, nd=self.nd, mask=mask, sizes=sizes)

@@ -294,7 +294,8 @@ def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any
 
 
 def checked_mask(mask: Any, x: Tensor) -> Tensor:
-    rule = f"a bool tensor of shape (N, 1 or C, *spatial) = ({x.shape[0]}, 1 or {x.shape[1]}, {', '.join(str(n) for n in x.shape[2:])})"
+    spatial = ", ".join(str(n) for n in x.shape[2:])
+    rule = f"a bool tensor of shape (N, 1 or C, *spatial) = ({x.shape[0]}, 1 or {x.shape[1]}, {spatial})"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise check.wrong_type("mask", rule, mask)
     fits = mask.dim() == x.dim() and mask.shape[0] == x.shape[0] and mask.shape[2:] == x.shape[2:]

@@ -290,7 +290,7 @@ class Folds:
         return torch.stack(rows) if rows else flat.new_zeros((0, channels, *self.layout.out))
 
     def taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for the few that need them."""
+        """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for few reducers."""
         flat, found = self.tap_table()
         batch = x.shape[0]
         shape = flat.shape[1:]

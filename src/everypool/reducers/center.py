@@ -87,7 +87,8 @@ def center_pool(
     y[i] = x[i * stride - padding + dilation * ((kernel_size - 1) // 2)], clipped to the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where
+            `kernel_size` is a tuple.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and

@@ -90,7 +90,8 @@ def avg_pool(
     y = sum(x) / n, n being the window's cells that lie in the padded input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point or integer; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point or integer; (C, *spatial) where
+            `kernel_size` is a tuple.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and

@@ -169,19 +169,19 @@ class SoftPool3d(_Soft, SlidingLayer):
 
 
 class AdaptiveSoftPool1d(_Soft, AdaptiveLayer):
-    """Exponentially weighted mean of each of a fixed number of bins over (N, C, W) or (C, W); see `adaptive_soft_pool`."""
+    """Exponentially weighted mean of a fixed number of bins over (N, C, W) or (C, W); see `adaptive_soft_pool`."""
 
     nd = 1
 
 
 class AdaptiveSoftPool2d(_Soft, AdaptiveLayer):
-    """Exponentially weighted mean of each of a fixed number of bins over (N, C, H, W) or (C, H, W); see `adaptive_soft_pool`."""
+    """Exponentially weighted mean of a fixed number of bins over (N, C, H, W) or (C, H, W); see `adaptive_soft_pool`."""
 
     nd = 2
 
 
 class AdaptiveSoftPool3d(_Soft, AdaptiveLayer):
-    """Exponentially weighted mean of each of a fixed number of bins over (N, C, D, H, W) or (C, D, H, W); see `adaptive_soft_pool`."""
+    """Exponentially weighted mean of a number of bins over (N, C, D, H, W) or (C, D, H, W); see `adaptive_soft_pool`."""
 
     nd = 3
 
