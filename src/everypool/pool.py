@@ -52,8 +52,8 @@ class Windows:
         """The result from what each layout gave."""
         return parts[0]
 
-    def reduce(self, reducer: Reducer, input: Any, mask: Tensor | None, sizes: Tensor | None) -> list[Reduced]:
-        """What the reducer makes of each layout."""
+    def reduce(self, reducer: Reducer, input: Any, mask: Any, sizes: Any) -> list[Reduced]:
+        """What the reducer makes of each layout; `mask` and `sizes` are None or tensors, or lists where the input is one."""
         return [
             run(reducer, input, Folds(layout, mask, input.device)) for layout in self.layouts(tuple(input.shape[2:]), sizes)
         ]
@@ -258,19 +258,13 @@ def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
 
 def finished(y: Tensor, input: Tensor) -> Tensor:
     """y in the input's memory layout."""
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = layouts.get(input.dim())
-    if (
-        layout is not None
-        and y.dim() == input.dim()
-        and not input.is_contiguous()
-        and input.is_contiguous(memory_format=layout)
-    ):
-        return y.contiguous(memory_format=layout)
-    return y.contiguous()
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    if last is None or y.dim() != input.dim() or input.is_contiguous() or not input.is_contiguous(memory_format=last):
+        return y.contiguous()
+    return y.contiguous(memory_format=last)
 
 
-def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any) -> tuple[Any, Any, Any]:
     """Checked input, mask and sizes; a list of tensors of different sizes becomes one padded batch."""
     if isinstance(input, (list, tuple)) and not windows.many:
         if mask is not None or sizes is not None:
@@ -285,12 +279,19 @@ def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any
             raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(x.dtype)))
         if not torch.compiler.is_exporting() and 0 in x.shape[2:]:
             raise check.invalid("input", "non-empty in every spatial axis", check.Shown(f"shape {tuple(x.shape)}"))
-    first = tensors[0]
-    if mask is not None:
-        mask = checked_mask(mask, first)
-    if sizes is not None:
-        sizes = checked_sizes(sizes, first)
-    return (tensors if isinstance(input, (list, tuple)) else first), mask, sizes
+    if windows.many and isinstance(input, (list, tuple)):
+        return tensors, each("mask", checked_mask, mask, tensors), each("sizes", checked_sizes, sizes, tensors)
+    mask = None if mask is None else checked_mask(mask, tensors[0])
+    return tensors[0], mask, None if sizes is None else checked_sizes(sizes, tensors[0])
+
+
+def each(name: str, checked: Callable[[Any, Tensor], Tensor], items: Any, tensors: list[Tensor]) -> list[Tensor] | None:
+    """One mask, or one table of sizes, for every level."""
+    if items is None:
+        return None
+    if not isinstance(items, (list, tuple)) or len(items) != len(tensors):
+        raise check.wrong_type(name, f"a list of {len(tensors)}, one per level", items)
+    return [checked(item, x) for item, x in zip(items, tensors, strict=True)]
 
 
 def checked_mask(mask: Any, x: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Boxes: a grid of bins over regions of interest, on one feature map or on every level of a pyramid."""
+"""Boxes: a grid of bins over regions of interest."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,13 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
 from everypool.backends.eager import Folds, Layout, wide
-from everypool.layer import Layer
-from everypool.pool import Operation, Reduced, Reducer, Windows, apply, parse, register, run
+from everypool.pool import Operation, Reduced, Reducer, Windows, apply, register, run
 
-__all__ = ["Boxes", "MultiLevelRoIPool", "multi_level_roi_pool", "roi_align", "roi_pool"]
+__all__ = ["Boxes", "roi_align", "roi_pool"]
 
 CHUNK = 1 << 22  # sampled values that are laid out at once
-FUSIONS = ("max", "sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +61,18 @@ class Boxes(Windows):
     def many(self) -> bool:  # type: ignore[override]
         return isinstance(self.spatial_scale, (list, tuple))
 
-    def reduce(self, reducer: Reducer, input: Any, mask: Tensor | None, sizes: Tensor | None) -> list[Reduced]:
+    def reduce(self, reducer: Reducer, input: Any, mask: Any, sizes: Any) -> list[Reduced]:
         if not self.many:
             return [self._level(reducer, input, mask, sizes)]
         if not isinstance(input, (list, tuple)) or len(input) != len(self.spatial_scale) or not input:
             got = f"{len(input)} maps" if isinstance(input, (list, tuple)) else check.shown(input)
             raise check.invalid("input", f"a list of one map per scale, {len(self.spatial_scale)}", check.Shown(got))
-        if mask is not None or sizes is not None:
-            raise NotImplementedError("`mask` and `sizes` must be None with several levels; zero the maps' padding instead")
         for x in input:
             if x.shape[:2] != input[0].shape[:2] or x.dtype != input[0].dtype or x.device != input[0].device:
                 raise check.invalid("input", "maps alike in samples, channels, type and device", x)
-        return [
-            replace(self, spatial_scale=scale)._level(reducer, x, None, None)
-            for scale, x in zip(self.spatial_scale, input, strict=True)
-        ]
+        nothing = [None] * len(input)
+        levels = zip(self.spatial_scale, input, mask or nothing, sizes or nothing, strict=True)
+        return [replace(self, spatial_scale=scale)._level(reducer, *level) for scale, *level in levels]
 
     def assemble(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts) if self.many else parts[0]
@@ -242,7 +236,7 @@ class Boxes(Windows):
                 value = value + torch.where(weight > 0, wide(picked), 0) * weight
         exists = exists.unsqueeze(1)
         if spread[0][1] is not None:
-            inside = spread[0][3]
+            inside: Any = spread[0][3]
             for row in spread[1:]:
                 inside = inside & row[3]
             inside = inside.unsqueeze(1)
@@ -350,97 +344,6 @@ def roi_pool(
     return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
 
 
-def multi_level_roi_pool(
-    inputs: Sequence[Tensor],
-    boxes: Any,
-    output_size: Any,
-    scales: Sequence[float],
-    fuse: str | None = "max",
-    *,
-    sampling_ratio: int = 2,
-    aligned: bool = False,
-    reducer: str | Reducer = "mean",
-) -> Tensor:
-    """Every box pooled on every level of a feature pyramid, then fused over the levels: PANet's adaptive feature pooling.
-
-    y = max (or sum) over levels l of roi_align(inputs[l], boxes, spatial_scale=scales[l]).
-
-    For windows that adapt to the map's size, the other meaning of the name, see `adaptive_avg_pool`.
-
-    Args:
-        inputs: one map (N, C, *spatial) per level.
-        boxes: (R, 1 + 2 * nd) or a list of (R_i, 2 * nd), see `Boxes`.
-        output_size: bins per axis.
-        scales: map cells per unit of the boxes' coordinates, one per level.
-        fuse: "max" (equal levels share the gradient), "sum", or None for the levels side by side.
-        sampling_ratio: samples per bin and axis.
-        aligned: shift by half a cell; False is the published operation.
-        reducer: what becomes of a bin's samples.
-
-    Returns:
-        (R, C, *output_size); (L, R, C, *output_size) with fuse=None.
-
-    Raises:
-        ValueError: no levels, or a number of maps other than of scales, or boxes that break their rule.
-        TypeError: maps or boxes that are not floating point.
-
-    Source: Liu et al. 2018, PANet. Reference: github ShuLiu1993/PANet.
-
-    >>> maps = [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4)]
-    >>> multi_level_roi_pool(maps, torch.tensor([[0.0, 0.0, 0.0, 9.0, 9.0]]), 2, (0.5, 0.25)).shape
-    torch.Size([1, 3, 2, 2])
-    """
-    if fuse is not None:
-        check.choice("fuse", fuse, FUSIONS)
-    if not isinstance(scales, (list, tuple)):
-        raise check.wrong_type("scales", "one number per level", scales)
-    if not isinstance(inputs, (list, tuple)) or not inputs or len(inputs) != len(scales):
-        got = f"{len(inputs)} maps" if isinstance(inputs, (list, tuple)) else check.shown(inputs)
-        raise check.invalid("inputs", f"a list of one map per scale, {len(scales)}, at least one", check.Shown(got))
-    windows = Boxes(boxes, output_size, tuple(scales), sampling_ratio, aligned)
-    levels: Tensor = apply(list(inputs), reducer, windows, nd=None)
-    if fuse is None:
-        return levels
-    return levels.amax(0) if fuse == "max" else levels.sum(0)
-
-
-class MultiLevelRoIPool(Layer):
-    """Every box pooled on every level of a feature pyramid, then fused; see `multi_level_roi_pool`."""
-
-    def __init__(
-        self,
-        output_size: Any,
-        scales: Sequence[float],
-        fuse: str | None = "max",
-        *,
-        sampling_ratio: int = 2,
-        aligned: bool = False,
-        reducer: str | Reducer = "mean",
-    ) -> None:
-        super().__init__()
-        self.output_size, self.scales, self.fuse = output_size, tuple(scales), fuse
-        self.sampling_ratio, self.aligned, self.chosen = sampling_ratio, check.boolean("aligned", aligned), reducer
-        if fuse is not None:
-            check.choice("fuse", fuse, FUSIONS)
-        parse(reducer)
-
-    def forward(self, inputs: Sequence[Tensor], boxes: Any) -> Tensor:  # type: ignore[override]
-        """Pool one map (N, C, *spatial) per level over boxes (R, 1 + 2 * nd)."""
-        return multi_level_roi_pool(
-            inputs,
-            boxes,
-            self.output_size,
-            self.scales,
-            self.fuse,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-            reducer=self.chosen,
-        )
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}, scales={self.scales}, fuse={self.fuse!r}, sampling_ratio={self.sampling_ratio}"
-
-
 register(
     Operation(
         name="roi",
@@ -450,21 +353,5 @@ register(
         source="Girshick 2015; He et al. 2017",
         names=("Boxes", "roi_align", "roi_pool"),
         onnx=False,
-    )
-)
-register(
-    Operation(
-        name="multi_level_roi",
-        kind="windows",
-        summary="Every box pooled on every level of a feature pyramid, then fused over the levels.",
-        formula="y = max over levels l of roi_align(x_l)",
-        source="Liu et al. 2018, PANet's adaptive feature pooling",
-        names=("MultiLevelRoIPool", "multi_level_roi_pool"),
-        mask=False,
-        onnx=False,
-        sample=lambda: (
-            MultiLevelRoIPool(2, (0.5, 0.25)),
-            ([torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4)], torch.tensor([[0.0, 1.0, 2.0, 9.0, 11.0]])),
-        ),
     )
 )
