@@ -66,7 +66,7 @@ def one_int(name: str, value: Any, minimum: int) -> int:
         raise invalid(name, rule, value)
     if value > LARGEST:
         raise invalid(name, f"{rule} of at most 2**40", value)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def positive_int(name: str, value: Any) -> int:

@@ -50,7 +50,7 @@ def create(name: str, *, nd: int = 2, **arguments: Any) -> nn.Module:
         raise check.invalid("name", "free of settings that are also arguments", check.Shown(", ".join(both)))
     made = getattr(reducers, layer)
     try:
-        return made(**arguments, **settings)  # type: ignore[no-any-return]
+        return made(**arguments, **settings)
     except TypeError as error:
         if "argument" not in str(error):
             raise

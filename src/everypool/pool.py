@@ -12,7 +12,8 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.axes import traced
 from everypool.backends.choose import choose
-from everypool.backends.eager import Folds, Layout
+from everypool.backends.eager import Folds
+from everypool.backends.layout import Layout
 
 __all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "pool", "register"]
 
@@ -41,8 +42,16 @@ class Windows:
     """Which values belong together; the only place that knows size arithmetic."""
 
     fixed: ClassVar[bool] = False  # the output's size does not depend on the input's
-    many: bool = False  # the input is a list of maps, one per level
-    nd: int | None = None  # number of spatial axes, where the arguments tell it
+
+    @property
+    def many(self) -> bool:
+        """The input is a list of maps, one per level."""
+        return False
+
+    @property
+    def nd(self) -> int | None:
+        """The number of spatial axes, where the arguments tell it."""
+        return None
 
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
         """One layout, or several that are folded in turn (pyramid levels, strips)."""

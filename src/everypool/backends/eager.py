@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,45 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from everypool.backends.axes import Axis, traced
-from everypool.backends.monoids import ArgMax, LogMean, Maximum, Monoid, State, Sum, Weighted
+from everypool.backends.axes import traced
+from everypool.backends.layout import Layout, prefix_mask
+from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum, Weighted
 
-__all__ = ["Folds", "Layout", "Native", "wide"]
+__all__ = ["Folds", "wide"]
 
 CHUNK = 1 << 22  # taps of an unmergeable reducer that are laid out at once
 BLOCK = 1 << 15  # elements folded at once outside of traced graphs: a state then stays in cache, and few copies live
-
-
-@dataclass(frozen=True)
-class Native:
-    """Sliding windows that torch.nn's own kernels take as they are."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    ceil_mode: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """One product of axes: which elements belong to which window, and which of both exist for each sample."""
-
-    axes: tuple[Axis, ...]
-    sizes: Tensor | None = None  # (N, nd): valid elements
-    out_sizes: Tensor | None = None  # (N, nd): valid windows; None where all are
-    extents: tuple[Tensor, ...] | None = None  # per axis ([N,] out): cells of each window with its explicit padding
-    native: Native | None = None
-    full: bool = False  # every window holds at least one element of the map
-    own_position: bool = False  # a window exists only where its own position does (scans)
-
-    @property
-    def spatial(self) -> tuple[int, ...]:
-        return tuple(axis.n for axis in self.axes)
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        return tuple(axis.out for axis in self.axes)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -68,18 +36,6 @@ def wide(x: Tensor) -> Tensor:
 def plain_autograd() -> bool:
     """True where the graph must consist of ordinary operators: tracing, torch.func transforms, forward-mode derivatives."""
     return traced() or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
-def prefix_mask(sizes: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    """(N, 1, *spatial), True inside each sample's own extent."""
-    nd = len(spatial)
-    inside = torch.ones((sizes.shape[0], 1, *spatial), dtype=torch.bool, device=sizes.device)
-    for axis, n in enumerate(spatial):
-        shape = [1] * (nd + 2)
-        shape[2 + axis] = n
-        own = sizes[:, axis].reshape(-1, *[1] * (nd + 1))
-        inside = inside & (torch.arange(n, device=sizes.device).reshape(shape) < own)
-    return inside
 
 
 class Folds:
@@ -144,21 +100,22 @@ class Folds:
             state = (along.transposed() if back else along).fold(monoid, state, 2 + axis)
         return state
 
-    def _blocked(self, verb: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """`verb(folds, *tensors)`, a block of channels at a time."""
+    def _blocked(self, verb: Callable[..., Any], *tensors: Tensor) -> Any:
+        """`verb(folds, *tensors)`, a tensor or a tuple of them, a block of channels at a time."""
         channels = max(tensor.shape[1] for tensor in tensors)
         most = max(tensor[:, :1].numel() for tensor in tensors)
         step = max(1, BLOCK // max(most, 1))
         if step >= channels or plain_autograd():
             return verb(self, *tensors)
-        result: Tensor | None = None
+        results: list[Tensor] = []
         for start in range(0, channels, step):
             block = slice(start, start + step)
-            part = verb(self._channels(block), *(tensor[:, block] if tensor.shape[1] > 1 else tensor for tensor in tensors))
-            if result is None:
-                result = part.new_empty((part.shape[0], channels, *part.shape[2:]))
-            result[:, block] = part
-        return tensors[0] if result is None else result
+            parts = verb(self._channels(block), *(tensor[:, block] if tensor.shape[1] > 1 else tensor for tensor in tensors))
+            for i, part in enumerate(parts if isinstance(parts, tuple) else (parts,)):
+                if start == 0:
+                    results.append(part.new_empty((part.shape[0], channels, *part.shape[2:])))
+                results[i][:, block] = part
+        return tuple(results) if len(results) > 1 else results[0]
 
     def _channels(self, block: slice) -> Folds:
         if self.mask is None or self.mask.shape[1] == 1:
@@ -201,16 +158,35 @@ class Folds:
     def log_mean_exp(self, u: Tensor) -> Tensor:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
         u = self.masked(u, float("-inf"))
-        return self._log_mean_exp(u) if plain_autograd() else _LogMeanExp.apply(u, self)  # type: ignore[no-any-return]
+        if not plain_autograd():
+            return _LogMeanExp.apply(u, self)
+        top, mean = self._log_mean_exp(u)
+        return top + mean.log1p()
 
-    def _log_mean_exp(self, u: Tensor) -> Tensor:
+    def _log_mean_exp(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Each window's largest u, and mean(exp(u - largest)) - 1."""
         top = u.detach()
         if plain_autograd():
             rest = torch.where(top == float("-inf"), torch.zeros_like(u), u - top).expm1()
         else:
             rest = torch.zeros((1, 1, *u.shape[2:]), dtype=u.dtype, device=u.device)
         top, rest, number = self._fold(LogMean(), (top, rest, self.ones(u.dtype)))
-        return top + (rest / number.clamp(min=1)).log1p()
+        return top, rest / number.clamp(min=1)
+
+    def soft_mean(self, u: Tensor, x: Tensor) -> Tensor:
+        """Mean of x with weights exp(u) over each window, exact for huge and nearly equal x and u."""
+        u, x = self.masked(u, float("-inf")), self.masked(x)
+        if not plain_autograd():
+            return _SoftMean.apply(u, x, self)
+        _, centre, total, rest = self._soft_mean(u, x)
+        return torch.where(total > 0, centre + rest / torch.where(total > 0, total, 1.0), 0.0)
+
+    def _soft_mean(self, u: Tensor, x: Tensor) -> State:
+        v, rest = torch.ones_like(u), torch.zeros_like(u)
+        if plain_autograd():  # 1 and 0, with the slopes that u and x give them
+            v = torch.where(u.isinf(), v, (u - u.detach()).exp())
+            rest = torch.where(x.isinf(), rest, x - x.detach())
+        return self._fold(Centred(), (u.detach(), x.detach(), v * self.ones(u.dtype), rest))
 
     def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
         """sum of v * exp(u - level) over each window; level must not lie far below the window's largest u.
@@ -220,7 +196,7 @@ class Folds:
         u = self.masked(u, float("-inf"))
         if plain_autograd():
             return self._weighted(u, level, v, hard)
-        return _Weighted.apply(u, level, v, self, hard)  # type: ignore[no-any-return]
+        return _Weighted.apply(u, level, v, self, hard)
 
     def _weighted(self, u: Tensor, level: Tensor, v: Tensor, hard: bool) -> Tensor:
         monoid = Weighted(hard)
@@ -244,6 +220,16 @@ class Folds:
         if hard:
             return value * (u == -top).to(value.dtype)
         return torch.where(u == float("-inf"), torch.zeros_like(value), value * (u + top).exp())
+
+    def _soft_spread(self, u: Tensor, x: Tensor, top: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over an element's windows of a * exp(u - top) * (x - y), and of a * exp(u - top)."""
+        nowhere = top.isinf()
+        start = (-top).masked_fill(nowhere, float("-inf"))
+        a = a.masked_fill(nowhere, 0.0)
+        top, centre, total, rest = self._fold(Centred(), (start, y, a, torch.zeros_like(a)), back=True)
+        weight = torch.where(u.isinf() | top.isinf(), 0.0, (u + top).exp())
+        share = weight * total
+        return torch.where(weight == 0, 0.0, share * (x - centre) - weight * rest), share
 
     # -- reducers whose state does not merge ----------------------------------------------------------------------------
 
@@ -338,7 +324,7 @@ class Folds:
             )
             return y.squeeze(2), index.squeeze(2)
         call = F.max_pool2d if self.nd == 2 else F.max_pool3d
-        return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)  # type: ignore[return-value]
+        return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
 
 
 def _product(numbers: Any) -> int:
@@ -351,16 +337,42 @@ def _product(numbers: Any) -> int:
 class _LogMeanExp(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, folds: Folds) -> Tensor:
-        level = folds._blocked(Folds._log_mean_exp, u)
+        top, mean = folds._blocked(Folds._log_mean_exp, u)
         ctx.folds = folds
-        ctx.save_for_backward(u, level)
-        return level
+        ctx.save_for_backward(u, top, mean)
+        return top + mean.log1p()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        u, level = ctx.saved_tensors
-        number = ctx.folds.number(u.dtype).clamp(min=1)
-        return _Spread.apply(u, level, grad / number, ctx.folds, False), None
+        u, top, mean = ctx.saved_tensors
+        ones = ctx.folds.ones(u.dtype)
+        if torch.is_grad_enabled():  # the weights' sum has a derivative of its own
+            total = _Weighted.apply(u, top, ones.expand(u.shape), ctx.folds, False)
+        else:
+            total = (mean + 1) * ctx.folds.number(u.dtype)
+        return _Spread.apply(u, top, grad / torch.where(total > 0, total, 1.0), ctx.folds, False), None
+
+
+class _SoftMean(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, x: Tensor, folds: Folds) -> Tensor:
+        top, centre, total, rest = folds._blocked(Folds._soft_mean, u, x)
+        y = torch.where(total > 0, centre + rest / torch.where(total > 0, total, 1.0), 0.0)
+        ctx.folds = folds
+        ctx.save_for_backward(u, x, top, total, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, x, top, total, y = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            a = grad / torch.where(total > 0, total, 1.0)
+            return *ctx.folds._blocked(Folds._soft_spread, u, x, top, y, a), None
+        total = _Weighted.apply(u, top, ctx.folds.ones(u.dtype).expand(u.shape), ctx.folds, False)
+        a = grad / torch.where(total > 0, total, 1.0)
+        y = _Weighted.apply(u, top, x, ctx.folds, False) / torch.where(total > 0, total, 1.0)
+        share = _Spread.apply(u, top, a, ctx.folds, False)
+        return x * share - _Spread.apply(u, top, a * y, ctx.folds, False), share, None
 
 
 class _Weighted(Function):

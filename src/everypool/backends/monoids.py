@@ -7,12 +7,11 @@ A state is a tuple of tensors; `merge` joins an earlier part with a later one, `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["ArgMax", "LogMean", "Maximum", "Monoid", "State", "Sum", "Weighted"]
+__all__ = ["ArgMax", "Centred", "LogMean", "Maximum", "Monoid", "State", "Sum", "Weighted"]
 
 State = tuple[Tensor, ...]
 LOWEST = float("-inf")
@@ -135,7 +134,8 @@ class Weighted(Monoid):
     """(m, t): largest exponent m and t = sum of v * exp(u - m); with `hard`, the weight is 1 where u equals m, else 0."""
 
     hard: bool = False
-    identity: ClassVar[tuple[float, ...]] = (LOWEST, 0.0)
+
+    identity = (LOWEST, 0.0)
 
     def weight(self, part: Tensor, whole: Tensor) -> Tensor:
         if self.hard:
@@ -149,3 +149,35 @@ class Weighted(Monoid):
     def over(self, state: State, dim: int) -> State:
         top = state[0].amax(dim, keepdim=True)
         return top.squeeze(dim), _scaled(state[1], self.weight(state[0], top)).sum(dim)
+
+
+class Centred(Monoid):
+    """(m, c, t, d): largest exponent m, the x there c, t = sum of v * exp(u - m), d = sum of v * exp(u - m) * (x - c).
+
+    The mean of x with these weights is c + d / t. Only differences from c are ever added up, so nothing is lost where all
+    that counts is huge and nearly equal.
+    """
+
+    identity = (LOWEST, LOWEST, 0.0, 0.0)
+
+    def merge(self, first: State, second: State) -> State:
+        top = torch.maximum(first[0], second[0])
+        centre = torch.maximum(_centre(first, top), _centre(second, top))
+        (t, d), (u, e) = _recentred(first, top, centre), _recentred(second, top, centre)
+        return top, centre, t + u, d + e
+
+    def over(self, state: State, dim: int) -> State:
+        top = state[0].amax(dim, keepdim=True)
+        centre = _centre(state, top).amax(dim, keepdim=True)
+        t, d = _recentred(state, top, centre)
+        return top.squeeze(dim), centre.squeeze(dim), t.sum(dim), d.sum(dim)
+
+
+def _centre(state: State, top: Tensor) -> Tensor:
+    return torch.where(state[0] == top, state[1], LOWEST)
+
+
+def _recentred(state: State, top: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    weight = _lag(state[0], top).exp()
+    t = _scaled(state[2], weight)
+    return t, _scaled(state[3], weight) + torch.where(t == 0, 0.0, t * _lag(state[1], centre))

@@ -134,7 +134,7 @@ def global_center_pool(
     >>> global_center_pool(torch.tensor([[[1.0, 2.0, 3.0]]]))
     tensor([[2.]])
     """
-    return apply(input, Center(even), Global(keepdim), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, Center(even), Global(keepdim), nd=None, mask=mask, sizes=sizes)
 
 
 class _Center(Layer):

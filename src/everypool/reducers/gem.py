@@ -108,7 +108,7 @@ def global_gem_pool(
     tensor([[1.6510]])
     """
     result = apply(input, Power(p, "mean", signed, eps), Global(keepdim), nd=None, mask=mask, sizes=sizes)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 class _GeM(Layer):

@@ -147,7 +147,7 @@ def global_logsumexp_pool(
     >>> global_logsumexp_pool(torch.tensor([[[1.0, 3.0]]]))
     tensor([[2.4338]])
     """
-    return apply(input, LogSumExp(r, norm), Global(keepdim), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, LogSumExp(r, norm), Global(keepdim), nd=None, mask=mask, sizes=sizes)
 
 
 class _LogSumExp(Layer):

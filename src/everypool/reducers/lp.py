@@ -95,7 +95,7 @@ def global_lp_pool(
     tensor([[5.]])
     """
     result = apply(input, Power(norm_type, norm, "abs"), Global(keepdim), nd=None, mask=mask, sizes=sizes)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 class _LP(Layer):

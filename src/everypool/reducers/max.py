@@ -152,7 +152,7 @@ def global_max_pool(
     >>> global_max_pool(torch.tensor([[[0.0, 3.0, 2.0]]]))
     tensor([[3.]])
     """
-    return apply(input, Max(ties), Global(keepdim), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, Max(ties), Global(keepdim), nd=None, mask=mask, sizes=sizes)
 
 
 class _Max(Layer):

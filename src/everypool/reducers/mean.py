@@ -134,7 +134,7 @@ def global_avg_pool(input: Any, *, keepdim: bool = False, mask: Tensor | None = 
     >>> global_avg_pool(torch.tensor([[[0.0, 1.0, 2.0]]]))
     tensor([[1.]])
     """
-    return apply(input, Mean(), Global(keepdim), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, Mean(), Global(keepdim), nd=None, mask=mask, sizes=sizes)
 
 
 class _Avg(Layer):

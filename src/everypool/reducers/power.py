@@ -11,7 +11,8 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
-from everypool.backends.eager import Folds, Layout, wide
+from everypool.backends.eager import Folds, wide
+from everypool.backends.layout import Layout
 from everypool.pool import Reducer
 from everypool.reducers._layer import checked_setting, per_channel
 from everypool.reducers.logsumexp import mean_and_variance

@@ -55,8 +55,7 @@ class Soft(Reducer):
         u = x if isinstance(beta, (int, float)) and beta == 1 else beta * x
         if self.grad == "authors":
             u = u.detach()
-        level = folds.log_mean_exp(u)
-        return (folds.weighted(u, level, x) / folds.number(x.dtype).clamp(min=1),), None
+        return (folds.soft_mean(u, x),), None
 
 
 def soft_pool(
@@ -131,7 +130,7 @@ def global_soft_pool(
     >>> global_soft_pool(torch.tensor([[[0.0, 1.0]]]))
     tensor([[0.7311]])
     """
-    return apply(input, Soft(beta, grad), Global(keepdim), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, Soft(beta, grad), Global(keepdim), nd=None, mask=mask, sizes=sizes)
 
 
 class _Soft(Layer):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Bins, Keep, Slide, Table, traced
-from everypool.backends.eager import Layout
+from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 
@@ -217,7 +217,7 @@ def spatial_pyramid_pool(
     >>> spatial_pyramid_pool(torch.ones(1, 3, 13, 9), (1, 2, 3, 6)).shape
     torch.Size([1, 150])
     """
-    return apply(input, reducer, Pyramid(levels, bins), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, reducer, Pyramid(levels, bins), nd=None, mask=mask, sizes=sizes)
 
 
 class SpatialPyramidPool(Layer):

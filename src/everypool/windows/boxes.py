@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
-from everypool.backends.eager import Folds, Layout, wide
+from everypool.backends.eager import Folds, wide
+from everypool.backends.layout import Layout
 from everypool.pool import Operation, Reduced, Reducer, Windows, apply, register, run
 
 __all__ = ["Boxes", "roi_align", "roi_pool"]
@@ -58,7 +59,7 @@ class Boxes(Windows):
     fixed: ClassVar[bool] = True
 
     @property
-    def many(self) -> bool:  # type: ignore[override]
+    def many(self) -> bool:
         return isinstance(self.spatial_scale, (list, tuple))
 
     def reduce(self, reducer: Reducer, input: Any, mask: Any, sizes: Any) -> list[Reduced]:
@@ -199,7 +200,7 @@ class Boxes(Windows):
     ) -> tuple[Tensor, Tensor]:
         """Boxes start to stop: samples (R, C, bins, taps), reduced over their last axis."""
         nd, sample = x.dim() - 2, sample[start:stop]
-        spread = []
+        spread: list[list[Any]] = []
         for axis, (cells, exists) in enumerate(axes):
             shape = [sample.shape[0]] + [1] * (2 * nd)
             shape[1 + axis], shape[1 + nd + axis] = exists.shape[1:]
@@ -302,7 +303,7 @@ def roi_align(
     tensor([[[[1.]]]])
     """
     windows = Boxes(boxes, output_size, spatial_scale, sampling_ratio, aligned)
-    return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)
 
 
 def roi_pool(
@@ -341,7 +342,7 @@ def roi_pool(
     tensor([[[[5.]]]])
     """
     windows = Boxes(boxes, output_size, spatial_scale, sampling="pool")
-    return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)
 
 
 register(

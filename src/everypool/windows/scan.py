@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep, Run
-from everypool.backends.eager import Layout
+from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.windows.strips import spatial_axis
@@ -70,7 +70,7 @@ def scanned(
     check.choice("ties", ties, ("first", "last", "even"))
     if reducer == "max":
         reducer = parse(f"max:ties={ties}")
-    return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)
 
 
 def directional_pool(

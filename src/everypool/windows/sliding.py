@@ -10,7 +10,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Slide, Table, middle, traced
-from everypool.backends.eager import Layout, Native
+from everypool.backends.layout import Layout, Native
 from everypool.pool import Windows
 
 __all__ = ["Sliding"]
@@ -175,15 +175,14 @@ class _Row:
         offset = element + left - windows * self.stride
         inside = (windows >= 0) & (windows < out) & (offset % self.dilation == 0) & (offset // self.dilation < self.kernel)
         start, last = window.squeeze(-1) * self.stride - left.squeeze(-1), size.squeeze(-1) - 1
+        middles = [middle(start, last, self.kernel, self.dilation, up).clamp(min=0, max=self.n - 1) for up in (False, True)]
         return Table(
             positions.clamp(min=0, max=self.n - 1),
             exists,
             self.n,
             out,
             back=(windows.clamp(min=0, max=out - 1), inside & (element < size)),
-            middles=tuple(
-                middle(start, last, self.kernel, self.dilation, up).clamp(min=0, max=self.n - 1) for up in (False, True)
-            ),
+            middles=(middles[0], middles[1]),
         )
 
     def extent(self, own: _Own | None) -> Tensor:

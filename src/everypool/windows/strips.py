@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Bins, Keep
-from everypool.backends.eager import Layout
+from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 
@@ -93,7 +93,7 @@ def strip_pool(
     >>> [tuple(strip.shape) for strip in strip_pool(torch.ones(1, 2, 3, 4))]
     [(1, 2, 3, 1), (1, 2, 1, 4)]
     """
-    return apply(input, reducer, Strips(), nd=None, mask=mask, sizes=sizes)  # type: ignore[no-any-return]
+    return apply(input, reducer, Strips(), nd=None, mask=mask, sizes=sizes)
 
 
 class StripPool(Layer):
