@@ -312,6 +312,8 @@ class Folds:
             return None
         if torch.compiler.is_exporting() and native.ceil_mode:
             return None
+        if max(*native.stride, *native.padding, *native.dilation) >= 1 << 31:  # torch takes them as 32-bit
+            return None
         arguments: dict[str, Any] = {"ceil_mode": native.ceil_mode, "return_indices": True}
         if self.nd == 1:
             y, index = F.max_pool2d(
