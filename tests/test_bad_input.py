@@ -1,4 +1,4 @@
-"""Every rule has its message: "`<parameter>` must be <rule>, got <value>"; nothing crashes, hangs or allocates without bound."""
+"""Every rule has its message: "`<parameter>` must be <rule>, got <value>"; nothing crashes, hangs or grows without bound."""
 
 from __future__ import annotations
 
