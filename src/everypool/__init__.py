@@ -4,6 +4,7 @@ Pooling is a reducer folded over windows; see `everypool.pool`, and `everypool.o
 """
 
 from everypool._check import InvalidValue as InvalidValue
+from everypool.blocks import *
 from everypool.factory import create as create
 from everypool.pool import Operation as Operation
 from everypool.pool import Reducer as Reducer

@@ -1,0 +1,244 @@
+"""Pyramids as trainable modules: the head of SPP-net, PSPNet's PPM, and the SPP and SPPF of YOLO."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everypool import _check as check
+from everypool.blocks._map_block import MapBlock, conv_norm, of_channels
+from everypool.pool import Operation, register
+from everypool.reducers import adaptive_avg_pool, max_pool
+from everypool.windows import SpatialPyramidPool
+
+__all__ = ["SPPF", "YOLOSPP", "PyramidPoolingModule", "SpatialPyramidHead"]
+
+
+class SpatialPyramidHead(nn.Module):
+    """SPP-net's head: a map of any size becomes a vector of fixed length, which fully connected layers classify.
+
+    y = W [reducer over every bin of every level] + b, with a hidden layer and ReLU for each entry of `hidden`.
+
+    Args:
+        channels: C of the input.
+        classes: K.
+        levels: bins per axis of each level.
+        hidden: widths of the hidden layers.
+        reducer: a reducer or the name of one.
+        bins: "adaptive", "sppnet" or "caffe", see `Pyramid`.
+        nd: spatial axes of the input.
+
+    Shape: (N, C, *spatial) to (N, K).
+
+    Raises:
+        ValueError: an input of other channels or axes.
+
+    Source: He et al. 2014, Spatial pyramid pooling.
+
+    >>> head = SpatialPyramidHead(8, 10)
+    >>> head(torch.ones(1, 8, 13, 17)).shape, head(torch.ones(1, 8, 6, 5)).shape
+    (torch.Size([1, 10]), torch.Size([1, 10]))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        levels: Sequence[int] = (1, 2, 4),
+        *,
+        hidden: Sequence[int] = (),
+        reducer: Any = "max",
+        bins: str = "adaptive",
+        nd: int = 2,
+    ) -> None:
+        super().__init__()
+        self.channels = check.positive_int("channels", channels)
+        check.positive_int("classes", classes)
+        self.nd = check.positive_int("nd", nd)
+        self.pool = SpatialPyramidPool(levels, reducer, bins=bins)
+        widths = [channels * sum(level**nd for level in levels), *hidden, classes]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, check.positive_int("hidden", after)), nn.ReLU()]
+        self.classifier = nn.Sequential(*layers[:-1])
+
+    def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+        """Classify (N, C, *spatial), or a list of maps (C, *spatial) of different sizes."""
+        for sample in input if isinstance(input, (list, tuple)) else ():
+            of_channels("input", check.tensor("input", sample, "(C, *spatial)", (self.nd + 1,))[None], self.channels)
+        if isinstance(input, Tensor):
+            of_channels("input", check.batched("input", input, self.nd), self.channels)
+        result: Tensor = self.classifier(self.pool(input, mask=mask, sizes=sizes))
+        return result
+
+
+class PyramidPoolingModule(MapBlock):
+    """PSPNet's pyramid pooling module: averages over grids from coarse to fine, put next to the map.
+
+    y = [x, up(relu(bn(conv1x1(adaptive_avg(x, n))))) for each n].
+
+    Args:
+        channels: C of the input.
+        reduced: channels of each level. Default: C / number of levels.
+        bins: the grids.
+
+    Shape: (N, C, H, W) to (N, C + levels * reduced, H, W). Parameters: C^2 + 2 C with the defaults.
+
+    Raises:
+        ValueError: an input of other channels.
+
+    Source: Zhao et al. 2017, PSPNet. Reference: github hszhao/semseg (PPM), whose weights load.
+
+    >>> PyramidPoolingModule(8).eval()(torch.ones(1, 8, 7, 6)).shape
+    torch.Size([1, 16, 7, 6])
+    """
+
+    def __init__(self, channels: int, reduced: int | None = None, bins: Sequence[int] = (1, 2, 3, 6)) -> None:
+        super().__init__()
+        self.channels = check.positive_int("channels", channels)
+        if not isinstance(bins, (list, tuple)) or not bins:
+            raise check.invalid("bins", "one positive int or more", bins)
+        self.bins = tuple(check.positive_int("bins", n) for n in bins)
+        width = channels // len(bins) if reduced is None else check.positive_int("reduced", reduced)
+        # the first entry stands where the original has its pooling layer, so that names agree
+        self.features = nn.ModuleList(nn.Sequential(nn.Identity(), *conv_norm(channels, width, 1)) for _ in self.bins)
+
+    def compute(self, input: Tensor) -> Tensor:
+        parts = [input]
+        for n, layers in zip(self.bins, self.features, strict=True):
+            grid = layers(adaptive_avg_pool(input, n))
+            parts.append(F.interpolate(grid, input.shape[2:], mode="bilinear", align_corners=True))
+        return torch.cat(parts, dim=1)
+
+
+def conv_silu(inputs: int, outputs: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+    norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.SiLU()))
+
+
+class YOLOSPP(MapBlock):
+    """YOLO's SPP: the map next to its maxima in three sizes of window.
+
+    y = conv([x', max5(x'), max9(x'), max13(x')]), x' = conv(x).
+
+    Args:
+        channels: C of the input.
+        outputs: channels of the result. Default: C.
+        kernels: odd window sizes.
+
+    Shape: (N, C, H, W) to (N, outputs, H, W).
+
+    Raises:
+        ValueError: an even kernel, or an input of other channels.
+
+    Source: Huang and Wang 2020; YOLOv3-SPP, YOLOv5. Reference: ultralytics SPP (the order x, 5, 9, 13), whose weights load.
+
+    >>> YOLOSPP(8)(torch.ones(2, 8, 7, 6)).shape
+    torch.Size([2, 8, 7, 6])
+    """
+
+    def __init__(self, channels: int, outputs: int | None = None, kernels: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        self.channels = check.positive_int("channels", channels)
+        if not isinstance(kernels, (list, tuple)) or not kernels:
+            raise check.invalid("kernels", "one odd int or more", kernels)
+        for kernel in kernels:
+            if check.positive_int("kernels", kernel) % 2 == 0:
+                raise check.invalid("kernels", "odd", kernels)
+        self.kernels = tuple(kernels)
+        inner = max(channels // 2, 1)
+        self.cv1 = conv_silu(channels, inner)
+        self.cv2 = conv_silu(
+            inner * (len(self.kernels) + 1), channels if outputs is None else check.positive_int("outputs", outputs)
+        )
+
+    def compute(self, input: Tensor) -> Tensor:
+        x = self.cv1(input)
+        result: Tensor = self.cv2(torch.cat([x, *(max_pool(x, k, 1, k // 2) for k in self.kernels)], dim=1))
+        return result
+
+
+class SPPF(MapBlock):
+    """YOLO's fast SPP: one window applied three times in a row; equal to `YOLOSPP` with 5, 9 and 13 where k = 5.
+
+    y = conv([x', m(x'), m(m(x')), m(m(m(x')))]), x' = conv(x), m = max_pool(k, stride 1).
+
+    Args:
+        channels: C of the input.
+        outputs: channels of the result. Default: C.
+        kernel: odd window size.
+
+    Shape: (N, C, H, W) to (N, outputs, H, W). At equal maxima the gradient may differ from that of `YOLOSPP`.
+
+    Raises:
+        ValueError: an even kernel, or an input of other channels.
+
+    Source: Jocher 2022, YOLOv5. Reference: ultralytics SPPF, whose weights load.
+
+    >>> SPPF(8)(torch.ones(2, 8, 7, 6)).shape
+    torch.Size([2, 8, 7, 6])
+    """
+
+    def __init__(self, channels: int, outputs: int | None = None, kernel: int = 5) -> None:
+        super().__init__()
+        self.channels = check.positive_int("channels", channels)
+        if check.positive_int("kernel", kernel) % 2 == 0:
+            raise check.invalid("kernel", "odd", kernel)
+        self.kernel = kernel
+        inner = max(channels // 2, 1)
+        self.cv1 = conv_silu(channels, inner)
+        self.cv2 = conv_silu(inner * 4, channels if outputs is None else check.positive_int("outputs", outputs))
+
+    def compute(self, input: Tensor) -> Tensor:
+        maps = [self.cv1(input)]
+        for _ in range(3):
+            maps.append(max_pool(maps[-1], self.kernel, 1, self.kernel // 2))
+        result: Tensor = self.cv2(torch.cat(maps, dim=1))
+        return result
+
+
+register(
+    Operation(
+        name="spatial_pyramid_head",
+        kind="block",
+        summary="A map of any size becomes a vector of fixed length, which fully connected layers classify.",
+        formula="y = W spatial_pyramid_pool(x) + b",
+        source="He et al. 2014",
+        names=("SpatialPyramidHead",),
+        parameters="C K sum(n^2) + K",
+        sample=lambda: (SpatialPyramidHead(8, 3, (1, 2)), (torch.randn(2, 8, 6, 5),)),
+    )
+)
+register(
+    Operation(
+        name="pyramid_pooling_module",
+        kind="block",
+        summary="Averages over grids from coarse to fine, put next to the map.",
+        formula="y = [x, up(relu(bn(conv(adaptive_avg(x, n))))) for each n]",
+        source="Zhao et al. 2017, PSPNet",
+        nd=(2,),
+        names=("PyramidPoolingModule",),
+        parameters="C^2 + 2 C",
+        sample=lambda: (PyramidPoolingModule(8), (torch.randn(2, 8, 6, 5),)),
+    )
+)
+register(
+    Operation(
+        name="yolo_spp",
+        kind="block",
+        summary="The map next to its maxima in windows of three sizes.",
+        formula="y = conv([x', max5(x'), max9(x'), max13(x')]), x' = conv(x)",
+        source="YOLOv3-SPP, YOLOv5",
+        nd=(2,),
+        names=("YOLOSPP", "SPPF"),
+        parameters="5/2 C^2 + 3 C",
+        sample=lambda: (SPPF(8), (torch.randn(2, 8, 6, 5),)),
+    )
+)
