@@ -2,6 +2,7 @@
 
 from everypool.blocks.corner import *
 from everypool.blocks.heads import *
+from everypool.blocks.hopfield import *
 from everypool.blocks.panet import *
 from everypool.blocks.pyramid import *
 from everypool.blocks.strip import *
