@@ -81,9 +81,9 @@ class PANetBoxHead(_FusedHead):
     Source: Liu et al. 2018, PANet. Reference: github ShuLiu1993/PANet (roi_2mlp_head_gn_panet), whose weights load.
 
     >>> maps = [torch.ones(1, 8, 32, 32), torch.ones(1, 8, 16, 16)]
-    >>> head = PANetBoxHead(8, 32, scales=(1 / 4, 1 / 8))
+    >>> head = PANetBoxHead(8, 64, scales=(1 / 4, 1 / 8))
     >>> head(maps, torch.tensor([[0.0, 4.0, 4.0, 90.0, 60.0]])).shape
-    torch.Size([1, 32])
+    torch.Size([1, 64])
     """
 
     def __init__(
@@ -252,7 +252,7 @@ def _filled(module: nn.Module) -> None:
 
 def _sample() -> tuple[nn.Module, tuple[Any, ...]]:
     maps = [torch.randn(2, 8, 16, 12), torch.randn(2, 8, 8, 6)]
-    return PANetBoxHead(8, 32, 2, (0.25, 0.125)), (
+    return PANetBoxHead(8, 64, 2, (0.25, 0.125)), (
         maps,
         torch.tensor([[0.0, 3.0, 2.0, 30.0, 40.0], [1.0, 8.0, 9.0, 20.0, 15.0]]),
     )

@@ -165,6 +165,7 @@ class HopfieldCore(nn.Module):
             0 if self.value_static else out,
         )
         all_rows = rows[0] + rows[1] + rows[2]
+        total = rows[0] + rows[1] + rows[2]
         joined = self.key_dim == input_size and self.value_dim == input_size and pattern_size is None and not connected
         self._own("in_proj_weight", (all_rows, input_size) if joined and all_rows else None)
         self._own("q_proj_weight", (wide, input_size) if not joined and rows[0] else None)
