@@ -179,7 +179,7 @@ class Folds:
         if not plain_autograd():
             return _SoftMean.apply(u, x, self)
         _, centre, total, rest = self._soft_mean(u, x)
-        return torch.where(total > 0, centre + rest / torch.where(total > 0, total, 1.0), 0.0)
+        return _mean(centre, total, rest)
 
     def _soft_mean(self, u: Tensor, x: Tensor) -> State:
         v, rest = torch.ones_like(u), torch.zeros_like(u)
@@ -308,7 +308,7 @@ class Folds:
     def native_max(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """torch's max pooling with its indices where it is right and not slower than a fold; else None."""
         native = self.layout.native
-        if native is None or self.mask is not None or not x.is_floating_point() or max(native.kernel) > 5:
+        if native is None or self.mask is not None or not x.is_floating_point() or max(native.kernel) > 5 or x.shape[1] == 0:
             return None
         if torch.compiler.is_exporting() and native.ceil_mode:
             return None
@@ -327,6 +327,12 @@ class Folds:
             return y.squeeze(2), index.squeeze(2)
         call = F.max_pool2d if self.nd == 2 else F.max_pool3d
         return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
+
+
+def _mean(centre: Tensor, total: Tensor, rest: Tensor) -> Tensor:
+    """What a `Centred` state stands for; 0 for nothing at all."""
+    nothing = total == 0
+    return torch.where(nothing, 0.0, centre + rest / torch.where(nothing, 1.0, total))
 
 
 def _product(numbers: Any) -> int:
@@ -359,7 +365,7 @@ class _SoftMean(Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, x: Tensor, folds: Folds) -> Tensor:
         top, centre, total, rest = folds._blocked(Folds._soft_mean, u, x)
-        y = torch.where(total > 0, centre + rest / torch.where(total > 0, total, 1.0), 0.0)
+        y = _mean(centre, total, rest)
         ctx.folds = folds
         ctx.save_for_backward(u, x, top, total, y)
         return y

@@ -107,7 +107,7 @@ class Power(Reducer):
         share = folds.weighted(u, level, x.sign())  # in [-n, n]: the signed sum in units of the mean power
         number = folds.number(x.dtype).clamp(min=1)
         share = share / number if self.norm == "mean" else share
-        nothing = (share == 0) | level.isinf()
+        nothing = (share == 0) | (level == float("-inf"))
         size = self._rooted(
             torch.where(nothing, float("-inf"), level + torch.where(nothing, torch.ones_like(share), share.abs()).log()), p
         )

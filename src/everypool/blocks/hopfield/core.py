@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.backends.axes import traced
 
-__all__ = ["HopfieldCore", "Iteration", "wide32"]
+__all__ = ["HopfieldCore", "Iteration", "by_head", "product", "wide32"]
 
 STEPS_AT_MOST = 32  # where update_steps_max is None: until converged, but no longer than this
 
@@ -20,6 +20,17 @@ STEPS_AT_MOST = 32  # where update_steps_max is None: until converged, but no lo
 def wide32(x: Tensor) -> Tensor:
     """x in float32 at least: scores of half types overflow or lose what tells patterns apart."""
     return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, heads, T, a) times weight (heads, a, b), one product per head: a broadcast one would copy it for each sample."""
+    rows = x.transpose(0, 1)
+    return torch.bmm(rows.flatten(1, 2), weight.expand(rows.shape[0], -1, -1)).unflatten(1, rows.shape[1:3]).transpose(0, 1)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x (N or 1, heads, T, a) times y (N or 1, heads, a, b)."""
+    return by_head(x, y[0]) if y.shape[0] == 1 and x.shape[0] != 1 else x @ y
 
 
 class Iteration:
@@ -165,7 +176,6 @@ class HopfieldCore(nn.Module):
             0 if self.value_static else out,
         )
         all_rows = rows[0] + rows[1] + rows[2]
-        total = rows[0] + rows[1] + rows[2]
         joined = self.key_dim == input_size and self.value_dim == input_size and pattern_size is None and not connected
         self._own("in_proj_weight", (all_rows, input_size) if joined and all_rows else None)
         self._own("q_proj_weight", (wide, input_size) if not joined and rows[0] else None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.blocks.hopfield.core import HopfieldCore, Iteration
+from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
 from everypool.pool import Operation, register
 
@@ -211,7 +211,7 @@ class Hopfield(nn.Module):
         if q.shape[3] != k.shape[3]:
             raise check.invalid("input", f"states of {k.shape[3]} elements as the stored patterns", state)
         allow = softmax_over(counts, pairs, k.shape[2] - stored.shape[1])
-        return self.iteration().run(q, lambda x: x @ k.transpose(2, 3), lambda xi: xi @ k, allow, watched)
+        return self.iteration().run(q, lambda x: product(x, k.transpose(2, 3)), lambda xi: product(xi, k), allow, watched)
 
     def values(self, projection: Tensor) -> Tensor:
         """(N, heads, S and the patterns added to them, pattern_dim) of checked inputs, batch first."""
@@ -246,7 +246,7 @@ class Hopfield(nn.Module):
             input, stored_pattern_padding_mask, association_mask, mask, sizes
         )
         xi = self.associations(stored, state, counts, pairs, watched)
-        y = self.finish(self.association_core.dropped(xi) @ self.values(projection), state.dtype)
+        y = self.finish(product(self.association_core.dropped(xi), self.values(projection)), state.dtype)
         if watched is not None:
             y = y.masked_fill(~watched[:, :, None], 0)
         return y if self.batch_first else y.transpose(0, 1)

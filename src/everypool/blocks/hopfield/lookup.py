@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.blocks.hopfield.core import product
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import exists
 from everypool.pool import Operation, register
@@ -107,7 +108,7 @@ class HopfieldLayer(nn.Module):
         if watched is not None:
             state = state.masked_fill(~watched[:, :, None], 0)
         xi = hopfield.associations(stored, state, counts, pairs, watched)
-        y = hopfield.finish(hopfield.association_core.dropped(xi) @ hopfield.values(projection), state.dtype)
+        y = hopfield.finish(product(hopfield.association_core.dropped(xi), hopfield.values(projection)), state.dtype)
         if watched is not None:
             y = y.masked_fill(~watched[:, :, None], 0)
         return y if hopfield.batch_first else y.transpose(0, 1)

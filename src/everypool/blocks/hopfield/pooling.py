@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.backends.axes import traced
 from everypool.backends.layout import prefix_mask
-from everypool.blocks.hopfield.core import wide32
+from everypool.blocks.hopfield.core import by_head, wide32
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import softmax_over
 from everypool.pool import Operation, checked_mask, checked_sizes, padded_batch, register
@@ -223,7 +223,7 @@ class HopfieldPooling(nn.Module):
         states = (core.num_heads, self.quantity)
 
         def score(q: Tensor) -> Tensor:
-            u = q @ weight  # (N or 1, heads, L, D)
+            u = by_head(q, weight)  # (N or 1, heads, L, D)
             constant = (u * shift).sum(-1, keepdim=True) + (q * bias.transpose(1, 2)).sum(-1, keepdim=True)
             u = (u * gain).flatten(1, 2)
             scores = F.linear(z, u[0]).transpose(1, 2) if u.shape[0] == 1 else u @ z.transpose(1, 2)
@@ -275,7 +275,7 @@ def _unfolded(xi: Tensor, z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor
     """Sum of xi (W (z * gain + shift) + b) over patterns, the sum first: (N, heads, L, d)."""
     total = xi.sum(-1, keepdim=True)
     mean = (xi.flatten(1, 2) @ z).unflatten(1, xi.shape[1:3])
-    return (mean * gain + shift * total) @ weight.transpose(1, 2) + bias.transpose(1, 2) * total
+    return by_head(mean * gain + shift * total, weight.transpose(1, 2)) + bias.transpose(1, 2) * total
 
 
 register(
