@@ -31,6 +31,7 @@ class LeNetSubsampling(nn.Module):
 
     Raises:
         ValueError: an input of other channels, or a window that does not fit.
+        TypeError: an input that is not floating point.
 
     Source: LeCun et al. 1998, Gradient-based learning applied to document recognition.
 
@@ -61,7 +62,7 @@ class LeNetSubsampling(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
         """Subsample (N, C, *spatial); what is masked adds nothing, a window of nothing else gives 0."""
-        of_channels("input", check.batched("input", input), self.channels)
+        check.floating("input", of_channels("input", check.batched("input", input), self.channels))  # sums of bytes would wrap
         windows = Sliding(self.kernel_size, self.stride)
         total, exists = apply(input, Mean(divisor=1), windows, nd=None, mask=mask, sizes=sizes, return_mask=True)
         shape = (-1, *[1] * (input.dim() - 2))
