@@ -49,7 +49,8 @@ def run(arguments: Sequence[str] | None) -> int:
         raise
     except OSError as error:
         if error.filename is None:
-            raise
+            complain(str(error))
+            return 1
         return complain(f"{str(error.filename)!r}: {error.strerror}")
     except (ValueError, TypeError, NotImplementedError) as error:
         if not str(error).startswith("`"):  # the package's own messages begin with the name of the argument

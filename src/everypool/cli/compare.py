@@ -111,7 +111,8 @@ def command(
             print("interrupted: reporting what is finished", file=sys.stderr)
         from everypool.study import report
 
-        report.write(output, report.render(study, digits))
+        if study.finished or not output.exists():  # an earlier report is worth more than one of nothing
+            report.write(output, report.render(study, digits))
         print_study(study, output, as_json)
         for trial, message in study.failures:
             print(f"everypool compare: {trial.pool}, seed {trial.seed}, failed: {message.strip()}", file=sys.stderr)

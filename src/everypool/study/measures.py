@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cost:
-    """What one pooling costs, per image where it says so; times are medians."""
+    """What one pooling costs; times and bytes are per image."""
 
     parameters: int
     multiply_adds: int
@@ -104,7 +104,7 @@ def measure_costs(
 ) -> dict[str, Cost]:
     """The cost of each model on one batch. Call it when nothing else runs.
 
-    The models take turns, round after round, so that a machine that slows down does so for all of them.
+    The models take turns, and each one's best turn counts, so that a machine that is slow for a while does no one wrong.
 
     Args:
         models: by name; they are trained a little on the way.
@@ -137,7 +137,7 @@ def measure_costs(
         inference = peak_memory(answer)
         model.zero_grad(set_to_none=True)  # freed before, or the profiler would see a block go that it never saw come
         training = peak_memory(step)
-        answer_us, step_us, pooling_us = (statistics.median(column) for column in zip(*times[name], strict=True))
+        answer_us, step_us, pooling_us = (min(column) for column in zip(*times[name], strict=True))
         costs[name] = Cost(
             parameters=parameters(model),
             multiply_adds=multiply_adds(model.eval(), images[:1]),

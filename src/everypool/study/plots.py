@@ -21,13 +21,13 @@ from everypool.study.summary import Row
 
 __all__ = ["cost_figure", "difference_figure", "figure_svg", "result_figure", "tile"]
 
-# drawn in these colours, which nothing else has, and replaced by the page's own
-PAGE = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--accent)", "#040404": "var(--grid)"}
+# drawn in these colours, which no grey picture has, and replaced by the page's own
+PAGE = {"#fe0101": "var(--ink)", "#fe0202": "var(--muted)", "#fe0303": "var(--accent)", "#fe0404": "var(--grid)"}
 INK, MUTED, ACCENT, GRID = PAGE
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "everypool",
-    "font.size": 9,
+    "font.size": 10,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "xtick.color": GRID,
@@ -62,7 +62,7 @@ def figure_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def empty_figure(rows: Sequence[Row], xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.8 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(rows)), [row.pool for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -116,7 +116,7 @@ def cost_figure(rows: Sequence[Row], kinds: dict[str, tuple[str, str]], xlabel: 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="minor", length=0)
-        figure.legend(loc="outside upper left", ncols=len(kinds), frameon=False, fontsize=8, handletextpad=0.1, columnspacing=1)
+        figure.legend(loc="outside upper left", ncols=len(kinds), frameon=False, fontsize=9, handletextpad=0.1, columnspacing=1)
         return figure
 
 

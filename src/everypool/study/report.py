@@ -96,13 +96,13 @@ def figures(rows: list[Row], study: Study) -> list[dict[str, Any]]:
 def cost_figures(rows: list[Row]) -> list[dict[str, Any]]:
     costs = [(row.pool, row.cost) for row in rows if row.cost is not None]
     times = {
-        "pooling_us": ("pooling alone, both ways", "D"),
+        "pooling_us": ("pooling alone", "D"),
         "inference_us": ("answer", "o"),
         "training_us": ("training step", "s"),
     }
     words = "; ".join(f"{pool} {cost.inference_us:.0f} for an answer, {cost.training_us:.0f} to train" for pool, cost in costs)
     time = figure_svg(cost_figure(rows, times, "µs per image"), "time", f"Time per image in microseconds: {words}")
-    caption = "One thread, batches of 64, nothing else running. A training step is forward and backward."
+    caption = "On one thread, in batches of 64, after all training. A training step is forward and backward."
     made = [{"title": "Time per image", "caption": caption, "svg": time}]
     if all(cost.training_bytes is not None and cost.inference_bytes is not None for _, cost in costs):
         kinds = {"inference_bytes": ("answer", "o"), "training_bytes": ("training step", "s")}

@@ -8,18 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from everypool import _check as check
 from everypool.study.trial import Outcome, Trial
 
 __all__ = ["append", "load"]
 
+BEGIN = b'{"key": '  # of every line
+
 
 def load(path: Path) -> tuple[dict[str, Outcome], int]:
-    """The outcomes by key, and how many lines could not be read (a line cut short by a crash, say)."""
+    """The outcomes by key, and how many lines could not be read (a line cut short by a crash, say).
+
+    Raises:
+        ValueError: it is a file of something else, to which nothing must be added.
+    """
     outcomes: dict[str, Outcome] = {}
     unread = 0
-    if not path.exists():
-        return outcomes, unread
-    for line in path.read_bytes().splitlines():
+    text = path.read_bytes() if path.exists() else b""
+    if not text.startswith(BEGIN[: len(text)]):
+        raise check.invalid("results", "a file of earlier results, or a new one", str(path))
+    for line in text.splitlines():
         if not line.strip():
             continue
         outcome = parsed(line)

@@ -118,9 +118,14 @@ def conclude(differences: Sequence[Difference], names: Mapping[str, str]) -> str
         return "No conclusion: differences between poolings can only be told from chance with two seeds or more."
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     reference = differences[0].reference
-    clauses = [clause([d for d in differences if d.measure == measure], name) for measure, name in names.items()]
+    if any(difference.found for difference in differences):
+        said = ", and ".join(clause([d for d in differences if d.measure == measure], name) for measure, name in names.items())
+    else:
+        alone = len(differences) == len(names)
+        who = f"{differences[0].pool} shows no" if alone else "no other pooling shows a"
+        said = f"{who} difference in {' or '.join(names.values())}"
     suffix = "" if len(differences) == 1 else f", corrected for {len(differences)} comparisons"
-    return f"Compared with {reference} over {seeds} seeds, {' and '.join(clauses)} (paired {LEVEL:.0%} intervals{suffix})."
+    return f"Compared with {reference} over {seeds} seeds, {said} (paired {100 * LEVEL:.0f} % intervals{suffix})."
 
 
 def clause(differences: Sequence[Difference], name: str) -> str:
@@ -129,8 +134,7 @@ def clause(differences: Sequence[Difference], name: str) -> str:
     lower = [d for d in differences if d.interval.high < 0]
     open_ = [d.pool for d in differences if not d.found]
     if not higher and not lower:
-        who = f"for {open_[0]}" if len(open_) == 1 else "for any pooling"
-        return f"{name} shows no difference {who}"
+        return f"{name} shows no difference"
     parts = [
         f"is {word} for {listed([in_points(d) for d in some])}" for word, some in (("higher", higher), ("lower", lower)) if some
     ]
