@@ -119,7 +119,18 @@ def close(actual: Tensor, expected: float, what: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
-@pytest.mark.parametrize("reducer", [Soft(), LogSumExp(), Power(3.0, eps=1e-38), Power(2.0, "sum", "abs"), Power(1e4, eps=1e-38), Power(-50.0, eps=1e-38)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        Soft(),
+        LogSumExp(),
+        Power(3.0, eps=1e-38),
+        Power(2.0, "sum", "abs"),
+        Power(1e4, eps=1e-38),
+        Power(-50.0, eps=1e-38),
+    ],
+    ids=str,
+)
 def test_gradients_are_finite_and_add_up(reducer: Reducer, magnitude: float, dtype: torch.dtype) -> None:
     """Euler: sum(x dy/dx) = y for powers; sum(dy/dx) = 1 for what moves along with a constant added to all."""
     x = at(magnitude, dtype, "spread")

@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def contact_sheet(
         page = Page(width, head + foot + rows * (tile_height + 0.3), dpi)
         top = page.height - head
         page.text(margin, page.height - 0.62, "Every pooling on one photo", 34, weight="bold", color=INK, va="center")
-        about = "Each row: the input with its windows, the output, and where the gradient goes (blue raises the output, red lowers it)."
+        about = "The input with its windows, the output, and where the gradient goes (blue raises the output, red lowers it)."
         page.text(margin, page.height - 1.25, about, 17, color=PALE, va="center", most=16)
         high, wide = photo.colour.shape[:2]
         scale = min(2.1 / wide, 1.3 / high)
@@ -165,7 +166,7 @@ def row(
         paint(page, canvas, rect, marks)
         if bars and canvas.bar:
             colour_bar(page, canvas, rect)
-    for sign, (one, two) in zip(joins, zip(rects, rects[1:], strict=False), strict=False):
+    for sign, (one, two) in zip(joins, pairwise(rects), strict=False):
         if sign:
             middle = (one[0] + one[2] + two[0]) / 2
             page.text(middle, one[1] + one[3] / 2, sign, 34, color=PALE, va="center", ha="center")
@@ -243,8 +244,8 @@ def put(axes: Axes, mark: Mark, scale: float, order: int) -> None:
         edge = mark.width * scale
         axes.add_patch(
             Rectangle(
-                place, wide, high, fill=False, edgecolor=mark.colour, linewidth=edge, linestyle=style, clip_on=False, joinstyle="miter",
-                zorder=order,
+                place, wide, high, fill=False, edgecolor=mark.colour, linewidth=edge, linestyle=style, clip_on=False,
+                joinstyle="miter", zorder=order,
             )
         )  # fmt: skip
     elif isinstance(mark, Grid):
@@ -264,10 +265,10 @@ def put(axes: Axes, mark: Mark, scale: float, order: int) -> None:
         )  # fmt: skip
     elif isinstance(mark, Dots):
         xs, ys = zip(*mark.places, strict=True) if mark.places else ((), ())
-        face = "none" if mark.hollow else mark.colour
+        face, edge_colour, edge = ("none", mark.colour, 2.0) if mark.hollow else (mark.colour, "white", 1.2)
         axes.plot(
-            xs, ys, "o", markersize=mark.size * scale, markerfacecolor=face, markeredgecolor=mark.colour if mark.hollow else "white",
-            markeredgewidth=2 * scale if mark.hollow else 1.2 * scale, clip_on=False, zorder=order,
+            xs, ys, "o", markersize=mark.size * scale, markerfacecolor=face, markeredgecolor=edge_colour,
+            markeredgewidth=edge * scale, clip_on=False, zorder=order,
         )  # fmt: skip
     elif scale == 1.0:
         weight = "bold" if mark.bold else "normal"

@@ -109,7 +109,8 @@ def reducer_scene(title: str, formula: str, summary: str, source: str, function:
     caption = ""
     if kernel * kernel <= 9:
         cells = near.input[row * kernel : (row + 1) * kernel, column * kernel : (column + 1) * kernel].ravel()
-        caption = f"Marked window: {', '.join(f'{v:.1f}' for v in cells)}  →  {number_format(near.output).format(near.output[row, column])}"
+        result = number_format(near.output).format(near.output[row, column])
+        caption = f"Marked window: {', '.join(f'{v:.1f}' for v in cells)}  →  {result}"
     area = (near.left, near.top, near.left + n, near.top + n)
     return Scene(title, formula, summary, source, main, detail, caption, ("→", ""), area)
 

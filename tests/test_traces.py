@@ -1,0 +1,188 @@
+"""torch.compile whole, torch.func, autocast and ONNX at sizes never seen: for every reducer over every kind of window."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import DEFAULTS, REDUCERS, Row, as_tuple, numbers, row_id
+from torch import Tensor, nn
+
+import everypool
+from everypool import Adaptive, Global, Pyramid, Scan, Sliding, Strips, pool
+
+WINDOWS: list[tuple[str, Any]] = [
+    ("sliding", Sliding(3, 2, 1)),
+    ("wide", Sliding(7, 1, 3)),
+    ("ceil", Sliding(2, 2, 0, 1, True)),
+    ("same", Sliding(3, 2, "same")),
+    ("dilated", Sliding(3, 1, 1, 2)),
+    ("adaptive", Adaptive(3)),
+    ("global", Global()),
+    ("pyramid", Pyramid((1, 2, 3))),
+    ("strips", Strips()),
+    ("scan", Scan(-1, True)),
+]
+IDS = [name for name, _ in WINDOWS]
+SPATIAL = {1: (11,), 2: (11, 9), 3: (7, 6, 5)}
+OTHER = {1: (18,), 2: (8, 17), 3: (6, 9, 8)}
+
+
+def values(shape: Any, seed: int = 0) -> Tensor:
+    return torch.from_numpy(numbers(shape, seed, 0.3, 2.0)).float()
+
+
+def parts(result: Any) -> list[Tensor]:
+    return [part for part in as_tuple(result) if part.is_floating_point()]
+
+
+def loss(result: Any) -> Tensor:
+    return sum((part.sin().sum() for part in parts(result)), torch.zeros(()))
+
+
+@pytest.mark.parametrize("nd", [1, 2, 3])
+@pytest.mark.parametrize("windows", [windows for _, windows in WINDOWS], ids=IDS)
+@pytest.mark.parametrize("row", DEFAULTS, ids=row_id)
+def test_functorch(row: Row, windows: Any, nd: int) -> None:
+    """vmap, grad, and a forward-mode derivative that agrees with the backward one."""
+
+    def call(x: Tensor) -> Any:
+        return pool(x, row.reducer(), windows)
+
+    x = values((3, 2, 2, *SPATIAL[nd])).double()
+    together = parts(torch.func.vmap(call)(x))
+    for i in range(3):
+        for a, b in zip(together, parts(call(x[i])), strict=True):
+            torch.testing.assert_close(a[i], b, rtol=1e-10, atol=1e-12)
+    leaf = x[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(call(leaf)), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda x: loss(call(x)))(x[0]), expected, rtol=1e-8, atol=1e-11)
+    direction = torch.randn_like(x[0])
+    _, tangent = torch.func.jvp(lambda x: loss(call(x)), (x[0],), (direction,))
+    torch.testing.assert_close(tangent, (expected * direction).sum(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("nd", [1, 2, 3])
+@pytest.mark.parametrize("row", DEFAULTS, ids=row_id)
+def test_compiles_whole_with_dynamic_sizes(row: Row, nd: int) -> None:
+    """One graph for all windows, forward and backward, at a second size without a new one."""
+    torch._dynamo.reset()
+
+    def call(x: Tensor) -> list[Tensor]:
+        return [part for _, windows in WINDOWS for part in parts(pool(x, row.reducer(), windows))]
+
+    def masked(x: Tensor, mask: Tensor) -> Tensor:
+        return pool(x, row.reducer(), Sliding(3, 2, 1), mask=mask)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    covered = torch.compile(masked, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((2, 2, *SPATIAL[nd]), (3, 2, *OTHER[nd])):
+        x = values(shape).requires_grad_()
+        expected, actual = call(x), compiled(x)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-5)
+        grads = [torch.autograd.grad(sum(y.sin().sum() for y in result), x)[0] for result in (actual, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+        mask = torch.from_numpy(np.random.default_rng(1).random((shape[0], 1, *shape[2:])) < 0.6)
+        torch.testing.assert_close(covered(x, mask), masked(x, mask), rtol=2e-5, atol=1e-5)
+
+
+class Module(nn.Module):
+    def __init__(self, call: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(x)
+
+
+def onnx_session(call: Callable[[Tensor], Any], x: Tensor) -> Callable[[Tensor], list[np.ndarray]]:
+    """Export with batch and spatial axes dynamic, and run in ONNX Runtime."""
+    pytest.importorskip("onnxscript")
+    ort = pytest.importorskip("onnxruntime")
+    dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, *range(2, x.dim()))}
+    buffer = io.BytesIO()
+    torch.onnx.export(Module(call), (x,), dynamo=True, dynamic_shapes=(dynamic,), verbose=False).save(buffer)
+    session = ort.InferenceSession(buffer.getvalue())
+    return lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()})
+
+
+UNSEEN = {
+    1: [(1, 13), (3, 29), (2, 8)],
+    2: [(1, 13, 8), (3, 9, 21), (2, 30, 17)],
+    3: [(1, 8, 7, 9), (3, 7, 10, 8), (2, 11, 8, 12)],
+}
+PARITY = ("gem", "logsumexp", "lp", "soft")  # float32 in the graph, float64 here
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("nd", [1, 2, 3])
+@pytest.mark.parametrize("row", DEFAULTS, ids=row_id)
+def test_onnx_at_three_unseen_sizes(row: Row, nd: int) -> None:
+    kinds = ("sliding", "adaptive", "global", "pyramid", "scan", "same")
+    names = [(name, windows) for name, windows in WINDOWS if name in kinds]
+
+    def call(x: Tensor) -> Any:
+        return tuple(pool(x, row.reducer(), windows) for _, windows in names)
+
+    run = onnx_session(call, values((2, 2, *SPATIAL[nd])))
+    for batch, *spatial in UNSEEN[nd]:
+        x = values((batch, 2, *spatial), batch)
+        for (name, _), a, b in zip(names, run(x), call(x), strict=True):
+            tolerance = 2e-5 if row.operation.name in PARITY else 3e-6
+            np.testing.assert_allclose(a, b.numpy(), rtol=tolerance, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_named_windows() -> None:
+    """Strips, pyramids, directions, crosses, indices, unpooling: each exported once, run at three unseen sizes."""
+    calls: list[Callable[[Tensor], Any]] = [
+        everypool.strip_pool,
+        everypool.spatial_pyramid_pool,
+        everypool.corner_pool,
+        everypool.cross_max_pool,
+        lambda x: everypool.max_pool(x, 3, 2, 1, return_indices=True),
+        lambda x: everypool.avg_pool(x, 3, 2, 1, ceil_mode=True),
+        lambda x: everypool.adaptive_avg_pool(x, (3, None)),
+        lambda x: everypool.center_pool(x, 2, even="mean"),
+    ]
+
+    def call(x: Tensor) -> Any:
+        return tuple(part for one in calls for part in as_tuple(one(x)))
+
+    run = onnx_session(call, values((2, 2, *SPATIAL[2])))
+    for batch, *spatial in UNSEEN[2]:
+        x = values((batch, 2, *spatial), batch)
+        for a, b in zip(run(x), call(x), strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", DEFAULTS, ids=row_id)
+def test_autocast(row: Row) -> None:
+    """Under autocast the input's type decides: what is bfloat16 stays so, and is accumulated in a wider type."""
+    x = values((2, 3, 8, 8))
+    for dtype in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = pool(x.to(dtype), row.reducer(), Sliding(2))
+        assert y.dtype == dtype
+        assert torch.equal(y, pool(x.to(dtype), row.reducer(), Sliding(2)))
+
+
+@pytest.mark.parametrize("operation", REDUCERS, ids=lambda op: op.name)
+def test_exported_programs_run(operation: Any) -> None:
+    """torch.export with symbolic batch, height and width."""
+    made = operation.reducer
+
+    def call(x: Tensor) -> Any:
+        return pool(x, made(), Sliding(3, 2, 1)), pool(x, made(), Adaptive(2))
+
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Module(call), (values((2, 2, 9, 8)),), dynamic_shapes=(dynamic,)).module()
+    for shape in ((1, 2, 8, 7), (3, 2, 20, 13)):
+        x = values(shape)
+        for a, b in zip(program(x), call(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
