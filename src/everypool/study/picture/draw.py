@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,7 +27,7 @@ from everypool.study.picture.formula import typeset
 from everypool.study.picture.photo import Photo
 from everypool.study.picture.scene import SECOND, Arrow, Box, Canvas, Dots, Grid, Layer, Mark, Scene
 
-__all__ = ["contact_sheet", "save", "slide"]
+__all__ = ["checked_output", "contact_sheet", "save", "slide"]
 
 INK, PALE, LINE = "#1A1A1A", "#5F6368", "#9AA0A6"
 SUFFIXES = (".png", ".svg")
@@ -71,7 +72,11 @@ def slide(scene: Scene, photo: Photo, dpi: int = 120) -> Figure:
         left, right = 0.6, 15.4
         name = page.text(left, 8.3, scene.title, 34, weight="bold", color=INK, most=12.2)
         if name < 8:
-            page.text(left + name + 0.4, 8.3, scene.summary, 17, color=PALE, most=11.8 - name)
+            most = 11.8 - name
+            lines = textwrap.wrap(scene.summary, int(most * 8.2))[:2]  # 8.2 letters of this size fit into an inch
+            for number, line in enumerate(lines):
+                y = 8.3 if len(lines) == 1 else 8.52 - 0.3 * number
+                page.text(left + name + 0.4, y, line, 17, color=PALE, most=most)
         page.text(left, 7.78, typeset(scene.formula), 27, math=True, color=INK, va="center", most=12.2)
         height, width = photo.colour.shape[:2]
         scale = min(2.1 / width, 1.25 / height)
@@ -95,16 +100,14 @@ def slide(scene: Scene, photo: Photo, dpi: int = 120) -> Figure:
         return page.figure
 
 
-def contact_sheet(
-    scenes: Sequence[Scene], photo: Photo, without: Sequence[str] = (), dpi: int = 120, columns: int = 3
-) -> Figure:
+def contact_sheet(scenes: Sequence[Scene], photo: Photo, dpi: int = 120, columns: int = 3) -> Figure:
     """All operations on one page: input, output and gradient of each."""
     with matplotlib.rc_context(SETTINGS):
         rows = -(-len(scenes) // columns)
-        width, margin, gap, head, foot = 20.0, 0.6, 0.55, 1.85, 0.75 if without else 0.6
+        width, margin, gap, head, foot = 20.0, 0.6, 0.55, 1.85, 0.6
         tile_width = (width - 2 * margin - (columns - 1) * gap) / columns
-        tallest = max((c.size[1] / c.size[0] for scene in scenes for c in scene.main), default=1.0)
-        tile_height = 0.95 + min(tile_width / 3 * tallest, tile_width / 3)
+        widest = min((sum(c.size[0] / c.size[1] for c in scene.main) for scene in scenes), default=3.0)
+        tile_height = 0.95 + tile_width / max(widest, 3.0)
         page = Page(width, head + foot + rows * (tile_height + 0.3), dpi)
         top = page.height - head
         page.text(margin, page.height - 0.62, "Every pooling on one photo", 34, weight="bold", color=INK, va="center")
@@ -123,8 +126,6 @@ def contact_sheet(
             page.text(x, y - 0.6, typeset(scene.formula), 15, math=True, color=INK, va="center", most=tile_width)
             bare = [canvas.with_title("") for canvas in scene.main]
             row(page, bare, (x, y - tile_height, tile_width, tile_height - 0.84), marks=0.45, gap=0.14, bars=False)
-        if without:
-            page.text(margin, 0.62, "No picture: " + ", ".join(without), 13, color=PALE, va="center", most=width - 2 * margin)
         page.text(width - margin, 0.28, f"{photo.credit}   ·   everypool", 13, color=PALE, va="center", ha="right")
         return page.figure
 
@@ -297,8 +298,8 @@ def colour_bar(page: Page, canvas: Canvas, rect: Rect) -> None:
     axes = page.axes((end - long, y - 0.075, long, 0.15))
     axes.imshow(np.asarray(mappable.to_rgba(np.linspace(low, high, 256)))[None], aspect="auto", interpolation="nearest")
     framed(axes)
-    page.text(end - long - 0.08, y, f"{low:.2g}".replace("-", "−"), 13, color=PALE, va="center", ha="right")
-    page.text(end + 0.08, y, f"{high:.2g}", 13, color=PALE, va="center", ha="left")
+    page.text(end - long - 0.08, y, f"{low:.3g}".replace("-", "−"), 13, color=PALE, va="center", ha="right")
+    page.text(end + 0.08, y, f"{high:.3g}", 13, color=PALE, va="center", ha="left")
 
 
 def connect(page: Page, above: Rect, canvas: Canvas, below: Rect, area: tuple[float, float, float, float]) -> None:

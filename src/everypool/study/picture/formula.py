@@ -13,9 +13,10 @@ GREEK = {
     "gamma": r"\gamma",
     "sigma": r"\sigma",
     "lambda": r"\lambda",
+    "xi": r"\xi",
 }
 FUNCTIONS = ("max", "min", "mean", "sum", "log", "exp", "softmax", "median", "abs", "sqrt")
-TOKEN = re.compile(r"[A-Za-z][A-Za-z_]*|\d+(?:\.\d+)?|\s+|.", re.ASCII)
+TOKEN = re.compile(r"[A-Za-z][A-Za-z_]*|<-|\d+(?:\.\d+)?|\s+|.", re.ASCII)
 
 
 def typeset(formula: str) -> str:
@@ -70,6 +71,7 @@ def one(token: str) -> str:
     if len(token) > 1 and token[0].isalpha():
         return r"\mathrm{" + token.replace("_", r"\_") + "}"
     return {
+        "<-": r"\leftarrow",
         "×": r"\times",
         "*": r"\cdot",
         "#": r"\#",

@@ -17,7 +17,7 @@ from everypool import _check as check
 
 __all__ = ["Photo", "open_photo"]
 
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # none that starts another program
 MOST_PIXELS = 1 << 25  # decoded at once; JPEG files are reduced while they are read
 LONGEST = 1024  # pixels kept along the longer side
 LEAST = 8  # pixels along the shorter side

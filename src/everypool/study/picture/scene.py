@@ -82,7 +82,8 @@ Mark = Box | Grid | Arrow | Dots | Word
 class Layer:
     """An array drawn as an image at a place (left, top, right, bottom) of the canvas.
 
-    `look` is "grey" for values, "signed" for gradients (white is none, blue positive, red negative), "share" for weights.
+    `look` is "grey" for values, "signed" for gradients (white is none, blue positive, red negative), "share" for weights
+    and "counts" for counts, of which the small ones are made visible.
     """
 
     values: Values
@@ -130,7 +131,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         total = function(x).sum()
-        (result,) = torch.autograd.grad(total, x, allow_unused=True)
+        result = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
     return torch.zeros_like(x) if result is None else result
 
 

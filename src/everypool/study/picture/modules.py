@@ -1,0 +1,195 @@
+"""Scenes of trainable modules, with what they learn left out: cascade corner pooling and Hopfield retrieval."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import everypool
+from everypool.pool import Operation
+from everypool.study.picture.scene import (
+    ACCENT,
+    SECOND,
+    Arrow,
+    Box,
+    Canvas,
+    Dots,
+    Layer,
+    Mark,
+    Scene,
+    Values,
+    canvas_of,
+    gradient,
+    plain,
+    whole,
+)
+from everypool.study.picture.shapes import BLANK, arrow_over, cell_box, titled
+
+__all__ = ["cascade_scene", "retrieval_scene"]
+
+
+def cascade_scene(operation: Operation, x: Tensor) -> Scene:
+    """Along the sides of the box first, then for its corner: top(x + left(x)) + left(x + top(x))."""
+    height, width = x.shape[-2:]
+    size = (float(width), float(height))
+
+    def cascade(t: Tensor) -> Tensor:
+        along = everypool.top_pool(t + everypool.left_pool(t))
+        return along + everypool.left_pool(t + everypool.top_pool(t))
+
+    looked = x + everypool.left_pool(x)
+    h, w, down, inside = telling_path(x[0, 0], looked[0, 0])
+    path: tuple[Mark, ...] = (
+        Arrow((inside + 0.5, down + 0.5), (w + 1, down + 0.5), SECOND, 3.5),
+        Arrow((w + 0.5, down), (w + 0.5, h + 1), ACCENT, 3.5),
+        Dots(((inside + 0.5, down + 0.5),), SECOND, 13),
+        Dots(((w + 0.5, down + 0.5),), ACCENT, 13),
+        cell_box(h, w),
+    )
+    main = (
+        canvas_of(whole(plain(x), limits=BLANK), "Input", "down the left side, and from there into the box", path),
+        canvas_of(whole(plain(cascade(x))), "Output, top-left", "convolutions left out", (cell_box(h, w),)),
+        canvas_of(
+            whole(plain(gradient(cascade, x)), look="counts"), "Gradient", "how often each cell is found, or passed", bar=True
+        ),
+    )
+    steps = (
+        ("x", x, None),
+        ("x + left_pool(x)", looked, ((0.85, 0.5), (0.15, 0.5))),
+        ("top_pool of that", everypool.top_pool(looked), ((0.5, 0.85), (0.5, 0.15))),
+        ("+ the other way round", cascade(x), None),
+    )
+    detail = tuple(
+        canvas_of(whole(plain(y)), name, "", () if way is None else (arrow_over(size, *way),)) for name, y, way in steps
+    )
+    caption = (
+        "Corner pooling looks along the border alone; the cascade adds what lies inside the box before it goes for the corner"
+    )
+    return titled(
+        operation, "Cascade corner pooling", main, detail=detail, joins=("→", "→", "→"), caption=caption, main_share=0.53
+    )
+
+
+def telling_path(x: Tensor, looked: Tensor) -> tuple[int, int, int, int]:
+    """(h, w, down, inside): a corner cell, the row that it finds below, and the column found from there, far from borders."""
+    height, width = x.shape
+    h = height // 10
+    best, found = -1.0, (h, 0, h, 0)
+    for w in range(width // 10, width // 2):
+        down = int(looked[h:, w].argmax()) + h
+        inside = int(x[down, w:].argmax()) + w
+        length = min(down - h, height - 1 - down) / height + min(inside - w, width - 1 - inside) / width
+        if length > best:
+            best, found = length, (h, w, down, inside)
+    return found
+
+
+PATCHES = (2, 4)  # rows and columns of patches
+SIDE = 16  # cells of a patch
+ASKED = 5  # the patch whose half is shown
+BETAS = (0.5, 4.0, 32.0)
+
+
+def retrieval_scene(operation: Operation, x: Tensor) -> Scene:
+    """Parts of the photo as stored patterns; one of them, half hidden, retrieves itself."""
+    stored = patches(x)
+    state = stored[ASKED].clone()
+    state[SIDE // 2 :] = 0.0
+    results = {beta: recalled(stored, state, beta) for beta in BETAS}
+    shares = {beta: association(stored, state, beta) for beta in BETAS}
+    rows, columns = PATCHES
+    gap = 2.0
+    step = SIDE + gap
+    places = [(c * step, r * step, c * step + SIDE, r * step + SIDE) for r in range(rows) for c in range(columns)]
+    size = (columns * step - gap, rows * step - gap)
+    limits = (float(stored.min()), float(stored.max()))
+
+    def sheet(values: list[Values], **look: object) -> tuple[Layer, ...]:
+        return tuple(Layer(value, place, **look) for value, place in zip(values, places, strict=True))  # type: ignore[arg-type]
+
+    mine = Box(*places[ASKED], ACCENT, 4)
+    best = BETAS[-1]
+    middle = (size[1] - 1.6 * SIDE) / 2
+    big = 1.6 * SIDE
+    left, right = (2.0, middle, 2.0 + big, middle + big), (size[0] - 2.0 - big, middle, size[0] - 2.0, middle + big)
+    slope = gradient(lambda s: recalled(s, state, BETAS[1]), stored)
+    most = float(slope.abs().max())
+    main = (
+        Canvas(size, sheet([plain(p) for p in stored], limits=limits), "Input", "stored patterns: parts of the photo", (mine,)),
+        Canvas(
+            size,
+            (Layer(plain(state), left, limits=limits), Layer(plain(results[best]), right, limits=limits)),
+            "Output",
+            "a state with its lower half hidden; what it retrieves",
+            (
+                Box(*left, SECOND, 3),
+                Box(*right, ACCENT, 4),
+                Arrow((left[2] + 2, size[1] / 2), (right[0] - 2, size[1] / 2), SECOND, 4),
+            ),
+        ),
+        Canvas(
+            size,
+            sheet([plain(g) for g in slope], look="signed", limits=(-most, most)),
+            "Gradient",
+            f"of the retrieved values' sum at β = {BETAS[1]:g}",
+            (mine,),
+        ),
+    )
+    row, column = divmod(ASKED, columns)
+    marked = Box(2.0 * column, 2.0 * row, 2.0 * column + 2, 2.0 * row + 2, ACCENT, 4)
+    detail = tuple(
+        Canvas(
+            (3.2 * columns, 2.0 * rows),
+            (
+                Layer(shares[beta].reshape(rows, columns), (0, 0, 2.0 * columns, 2.0 * rows), "share", (0.0, 1.0), "{:.2f}"),
+                Layer(plain(results[beta]), (3.2 * columns - 2.0 * rows, 0, 3.2 * columns, 2.0 * rows), limits=limits),
+            ),
+            f"β = {beta:g}",
+            "share of each pattern, and their sum",
+            (marked,),
+        )
+        for beta in BETAS
+    )
+    caption = "A small β recalls a mean of all patterns, a large one the pattern itself; learned projections are left out"
+    return titled(operation, "Hopfield retrieval", main, detail=detail, caption=caption, main_share=0.55)
+
+
+def patches(x: Tensor) -> Tensor:
+    """(patterns, SIDE, SIDE) from a grid over the photo, each of mean zero and length one."""
+    rows, columns = PATCHES
+    resized = everypool.adaptive_avg_pool(x, (rows * SIDE, columns * SIDE))[0, 0]
+    grid = resized.unfold(0, SIDE, SIDE).unfold(1, SIDE, SIDE).reshape(-1, SIDE, SIDE)
+    grid = grid - grid.mean((1, 2), keepdim=True)
+    return grid / torch.linalg.vector_norm(grid, dim=(1, 2), keepdim=True).clamp(min=1e-9)
+
+
+def memory(beta: float) -> everypool.Hopfield:
+    """An association that learns nothing: q, k and v are the patterns themselves."""
+    return everypool.Hopfield(
+        scaling=beta,
+        stored_pattern_as_static=True,
+        state_pattern_as_static=True,
+        pattern_projection_as_static=True,
+        normalize_stored_pattern=False,
+        normalize_state_pattern=False,
+        normalize_pattern_projection=False,
+        disable_out_projection=True,
+    )
+
+
+def as_patterns(stored: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    known = stored.reshape(1, len(stored), -1)
+    return known, state.reshape(1, 1, -1), known
+
+
+def recalled(stored: Tensor, state: Tensor, beta: float) -> Tensor:
+    """What the state retrieves, (SIDE, SIDE)."""
+    result: Tensor = memory(beta)(as_patterns(stored, state))
+    return result.reshape(SIDE, SIDE)
+
+
+def association(stored: Tensor, state: Tensor, beta: float) -> Values:
+    """The share of each stored pattern."""
+    matrix = memory(beta).get_association_matrix(as_patterns(stored, state))
+    return np.asarray(matrix.detach().reshape(-1).double())

@@ -1,0 +1,165 @@
+"""`everypool list` and `everypool show` as processes, and what their pictures say against the operations themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import everypool
+from everypool.study.picture import gallery
+from everypool.study.picture.folds import zoom
+from everypool.study.picture.formula import typeset
+from everypool.study.picture.modules import association, patches, recalled
+from everypool.study.picture.photo import open_photo
+from everypool.study.picture.scene import gradient, plain
+
+PHOTO = open_photo().cells()
+
+
+def command(*arguments: str, folder: Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    source = str(Path(__file__).resolve().parent.parent / "src")
+    environment = {**os.environ, "PYTHONPATH": source, "COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"}
+    call = [sys.executable, "-m", "everypool.cli", *arguments]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One line that names the argument, and exit code 2."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
+    for word in words:
+        assert word in done.stderr
+
+
+# --- list
+
+
+def test_list_names_every_operation_within_80_columns(tmp_path: Path):
+    done = command("list", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    first_words = {line.split()[0] for line in lines if line and not line.startswith(" ")}
+    assert set(everypool.operations()) <= first_words
+    assert "y[h, w] = max(x[h:, w])" in done.stdout  # brackets are not markup
+
+
+def test_list_as_json_has_every_name_that_can_be_imported(tmp_path: Path):
+    records = json.loads(command("list", "--json", folder=tmp_path).stdout)
+    assert [r["name"] for r in records] != []
+    assert {r["name"] for r in records} == set(everypool.operations())
+    for one in records:
+        assert all(hasattr(everypool, name) for name in one["names"]), one["name"]
+    narrowed = json.loads(command("list", "--json", "--kind", "windows", "--nd", "3", folder=tmp_path).stdout)
+    assert "corner" not in {r["name"] for r in narrowed}  # two axes only
+    assert {r["kind"] for r in narrowed} == {"windows"}
+
+
+def test_list_refuses(tmp_path: Path):
+    refused(command("list", "--kind", "reducers", folder=tmp_path), "--kind", "reducer")
+    refused(command("list", "--nd", "4", folder=tmp_path), "--nd")
+
+
+# --- show
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        picture.load()
+        size: tuple[int, int] = picture.size
+        return size
+
+
+@pytest.mark.parametrize("name", list(everypool.operations()))
+def test_every_operation_has_a_scene(name: str):
+    scene = gallery.scene_of(name, PHOTO)
+    assert len(scene.main) == 3
+    for canvas in (*scene.main, *scene.detail):
+        assert canvas.layers
+        for layer in canvas.layers:
+            assert np.isfinite(layer.values).all()
+            assert layer.place[2] <= canvas.size[0] + 1e-9
+            assert layer.place[3] <= canvas.size[1] + 1e-9
+    typeset(scene.formula)
+
+
+def test_show_writes_a_slide(tmp_path: Path):
+    done = command("show", "soft", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "soft.png\n", "")
+    assert size_of(tmp_path / "soft.png") == (1920, 1080)
+    assert [path.name for path in tmp_path.iterdir()] == ["soft.png"]
+
+
+def test_show_all_and_an_own_photo(tmp_path: Path):
+    shades = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(shades).save(tmp_path / "mine.png")
+    done = command("show", "--all", "--image", "mine.png", "-o", "sheet.svg", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sheet.svg\n", "")
+    assert (tmp_path / "sheet.svg").read_text().lstrip().startswith("<?xml")
+    done = command("show", "gem:p=10", "--image", "mine.png", "--kernel", "3", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "gem-p-10.png\n")
+    assert size_of(tmp_path / "gem-p-10.png") == (1920, 1080)
+
+
+def test_show_refuses(tmp_path: Path):
+    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    refused(command("show", folder=tmp_path), "OP")
+    refused(command("show", "max", "--all", folder=tmp_path), "OP")
+    refused(command("show", "sofft", folder=tmp_path), "did you mean 'soft'?")
+    refused(command("show", "gem:q=3", folder=tmp_path), "gem")
+    refused(command("show", "strip:p=3", folder=tmp_path), "OP", "reducer")
+    refused(command("show", "max", "--kernel", "0", folder=tmp_path), "--kernel")
+    refused(command("show", "max", "--kernel", "1000", folder=tmp_path), "kernel", "at most")
+    refused(command("show", "max", "--image", "nowhere.png", folder=tmp_path), "image", "nowhere.png")
+    refused(command("show", "max", "--image", "words.png", folder=tmp_path), "image", "words.png")
+    refused(command("show", "max", "--image", "empty.png", folder=tmp_path), "image")
+    refused(command("show", "max", "--image", ".", folder=tmp_path), "image")
+    refused(command("show", "max", "-o", "max.jpeg", folder=tmp_path), "output", ".png")
+    refused(command("show", "max", "-o", "none/max.png", folder=tmp_path), "output", "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"words.png", "empty.png"}
+
+
+# --- what the pictures say
+
+
+def test_the_numbers_of_a_zoom_are_those_of_torch():
+    near = zoom(lambda t: everypool.max_pool(t, 2), PHOTO, 2)
+    side = near.input.shape[0]
+    crop = PHOTO[..., near.top : near.top + side, near.left : near.left + side].clone().requires_grad_()
+    pooled = F.max_pool2d(crop, 2)
+    pooled.sum().backward()
+    np.testing.assert_array_equal(near.input, plain(crop))
+    np.testing.assert_array_equal(near.output, plain(pooled))
+    grad: Any = crop.grad
+    np.testing.assert_array_equal(near.gradient, plain(grad))
+
+
+def test_gradient_is_that_of_the_sum():
+    x = torch.rand(1, 1, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(gradient(lambda t: F.avg_pool2d(t, 2), x), torch.full_like(x, 0.25))
+    assert not gradient(lambda t: torch.ones(3), x).any()  # what does not depend on the photo
+
+
+def test_retrieval_is_softmax_attention():
+    stored = patches(PHOTO)
+    state = stored[5].clone()
+    state[8:] = 0
+    flat = stored.flatten(1)
+    share = torch.softmax(4.0 * flat @ state.flatten(), 0)
+    np.testing.assert_allclose(association(stored, state, 4.0), share, rtol=1e-9)
+    torch.testing.assert_close(recalled(stored, state, 4.0).flatten(), share @ flat)
+
+
+def test_formulas_are_set_as_mathematics():
+    assert typeset("y = (mean(x^p))^(1/p)") == r"$y\ =\ (\mathrm{mean}(x^{p}))^{1/p}$"
+    assert typeset("q <- xi k") == r"$q\ \leftarrow\ \xi\ k$"
