@@ -25,7 +25,7 @@ html_copy_source = False
 html_show_sourcelink = False
 myst_heading_anchors = 3
 
-smartquotes = False  # "same" is a value to type
+smartquotes_action = "D"  # dashes only: "same" is a value to type
 default_role = "py:obj"  # a `name` in a docstring becomes a link where there is such a name
 add_module_names = False
 python_maximum_signature_line_length = 160
@@ -76,21 +76,24 @@ def by_windows(name: str) -> tuple[bool, bool, str]:
 
 
 def directives(names: list[str]) -> str:
-    """One autodoc directive for each name; fields and methods only where they have a docstring."""
+    """One autodoc directive for each name; methods where they have a docstring and are for the user."""
     lines = []
     for name in names:
-        kind = "class" if isinstance(getattr(everypool, name), type) else "function"
-        lines += [f".. auto{kind}:: everypool.{name}", *(["   :members:"] if kind == "class" else []), ""]
+        item = getattr(everypool, name)
+        kind = "class" if isinstance(item, type) else "function"
+        inner = kind == "class" and name not in (*are([name], everypool.Reducer), *are([name], everypool.Windows))
+        lines += [f".. auto{kind}:: everypool.{name}", *(["   :members:"] if inner else []), ""]
     return "\n".join(["```{eval-rst}", *lines, "```", ""])
 
 
 def table(kind: str) -> str:
     """All operations of a kind, each with a link to its page."""
     folder = KINDS[kind][0]
-    rows = [["name", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    for name, op in sorted(everypool.operations().items()):
-        if op.kind == kind:
-            rows.append([f"[{name}]({folder}/{name}.md)", *(write(op) for write in COLUMNS.values())])
+    own = {name: op for name, op in sorted(everypool.operations().items()) if op.kind == kind}
+    columns = {title: write for title, write in COLUMNS.items() if any(write(op) != "none" for op in own.values())}
+    rows = [["name", *columns], ["---"] * (len(columns) + 1)]
+    for name, op in own.items():
+        rows.append([f"[{name}]({folder}/{name}.md)", *(write(op) for write in columns.values())])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
