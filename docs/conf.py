@@ -101,6 +101,17 @@ def toctree(entries: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", "", *entries, "```", ""])
 
 
+def learned(layer: str) -> list[str]:
+    """What the layers say of their settings that may be learned."""
+    settle = getattr(getattr(everypool, layer), "settle", None)
+    settings = inspect.signature(settle).parameters if settle is not None else {}
+    if "learnable" not in settings:
+        return []
+    state = "unless told not to" if settings["learnable"].default else "if `learnable=True`"
+    name = next(name for name in settings if name != "self")
+    return [f"The layers learn `{name}` {state}; `channels=C` gives every channel its own."]
+
+
 def operation_page(op: everypool.Operation, names: list[str]) -> str:
     """One operation: its record, its functions, its layers."""
     facts = {
@@ -109,7 +120,7 @@ def operation_page(op: everypool.Operation, names: list[str]) -> str:
         "learned parameters": op.parameters,
         "spatial axes": ", ".join(str(nd) for nd in op.nd),
         "input": op.dtypes,
-        "`mask=` and `sizes=`": "yes" if op.mask else "no",
+        "ragged batches": "yes" if op.mask else "no",  # not all modules take a mask; their signatures say which
         "ONNX at any size": "yes" if op.onnx else "no",
         "also called": ", ".join(code(alias) for alias in op.aliases),
     }
@@ -120,7 +131,9 @@ def operation_page(op: everypool.Operation, names: list[str]) -> str:
     if functions:
         parts += ["## Functions", directives(sorted(functions, key=lambda name: (name.count("_"), name)))]
     if layers:
-        parts += ["## Modules" if op.kind == "block" else "## Layers", directives(sorted(layers, key=by_windows))]
+        title = "## Modules" if op.kind == "block" else "## Layers"
+        ordered = layers if op.kind == "block" else sorted(layers, key=by_windows)
+        parts += [title, *learned(layers[0]), directives(ordered)]
     return "\n\n".join(parts) + "\n"
 
 
