@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -34,6 +35,39 @@ def test_masked_places_have_no_say(reducer: str, act: bool) -> None:
     for i in range(2):
         places = x[i][:, mask[i, 0]][None]  # the places that count, in a row
         torch.testing.assert_close(y[i : i + 1], head(places))
+
+
+@pytest.mark.parametrize("act", [True, False])
+@pytest.mark.parametrize("reducer", ["mean", "max"])
+def test_padding_does_not_reach_the_weights(reducer: str, act: bool) -> None:
+    """Gradients of weight and bias are those of the samples alone, whatever the padding holds."""
+    head = GlobalAverageHead(5, 3, act_before_pool=act, reducer=reducer).double()
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    inside = torch.ones(2, 1, 4, 6, dtype=torch.bool)
+    inside[1, :, 3:] = False
+    inside[1, :, :, 2:] = False
+    parameters = [*head.parameters()]
+    alone = torch.cat([head(x[:1]), head(x[1:, :, :3, :2])])
+    expected = torch.autograd.grad(alone.sin().sum(), parameters)
+    for hidden in (math.nan, math.inf, -math.inf):
+        padded = x.masked_fill(~inside, hidden)
+        for y in (head(padded, mask=inside), head(padded, sizes=[[4, 6], [3, 2]])):
+            torch.testing.assert_close(y, alone)
+            for grad, wanted in zip(torch.autograd.grad(y.sin().sum(), parameters), expected, strict=True):
+                torch.testing.assert_close(grad, wanted)
+
+
+def test_nothing_at_all_scores_zero() -> None:
+    """One sample without any place: 0 and no gradient, by every way of computing the head."""
+    x, mask = torch.randn(2, 5, 3, 3), torch.ones(2, 1, 3, 3, dtype=torch.bool)
+    mask[1] = False
+    for act in (True, False):
+        for reducer in ("mean", "max", "gem:p=2"):
+            head = GlobalAverageHead(5, 3, act_before_pool=act, reducer=reducer)
+            y = head(x, mask=mask)
+            torch.testing.assert_close(y[:1], head(x[:1]))
+            assert not y[1].any()
+            assert not any(grad.any() for grad in torch.autograd.grad(y[1].sum(), [*head.parameters()]))
 
 
 def test_class_activation_map_explains_the_score() -> None:
@@ -89,6 +123,21 @@ def test_a_blank_image_has_a_descriptor_and_a_gradient() -> None:
     torch.testing.assert_close(y, torch.full((1, 4), 0.5))
 
 
+def test_norms_do_not_overflow() -> None:
+    """The squares of 2000 and of 1e20 are beyond float16 and float32; the descriptor was 0 there."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 2048, 2, 2, dtype=torch.float64) + 0.5
+    expected = GeMHead(2048).double()(x * 2000)
+    y = GeMHead(2048).half()((x * 2000).half())
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.double(), expected, rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(GeMHead(2048)((x * 1e20).float()).double(), expected, rtol=1e-5, atol=1e-7)
+    # small ones as published, where 1e-6 is more than the norm
+    tiny = torch.tensor([[1e-7, 2e-7]], dtype=torch.float64)[..., None]
+    norm = tiny[..., 0] / (tiny.norm() + 1e-6)
+    torch.testing.assert_close(GeMHead(2, eps=1e-12).double()(tiny), norm)
+
+
 def test_derivatives() -> None:
     x = (torch.rand(2, 4, 3, 2, dtype=torch.float64) + 0.2).requires_grad_()
     heads: list[Any] = [GlobalAverageHead(4, 3), GlobalAverageHead(4, 3, act_before_pool=False), GeMHead(4, 3)]
@@ -119,6 +168,23 @@ def test_bad_input() -> None:
         (lambda: GeMHead(4, eps=0.0), ValueError, "eps"),
         (lambda: GeMHead(5)(x), ValueError, "input"),
         (lambda: GeMHead(4)(x, sizes=[[4, 3]]), ValueError, "sizes"),
+        (lambda: GeMHead(4)(x.int()), TypeError, "input"),
+        (lambda: GlobalAverageHead(4, 3)(x.int()), TypeError, "input"),
+        (lambda: GlobalAverageHead(4, 3, act_before_pool=False)(x.int()), TypeError, "input"),
+        (lambda: GlobalAverageHead(4, 3).class_activation_map(x.bool()), TypeError, "input"),
+        (lambda: GlobalAverageHead(4, 3)(x, mask=torch.ones(1, 4, 3, 3).bool()), ValueError, "mask"),
+        (lambda: GlobalAverageHead(4, 4)(x, mask=torch.ones(1, 4, 3, 3).bool()), ValueError, "mask"),
+        (lambda: FullyConnectedHead(4, (3, 3), 3)(x.int()), TypeError, "input"),
+        (lambda: FullyConnectedHead(4, (3, 3), 3)(x, sizes=[[3, 3]]), NotImplementedError, "sizes"),
+        (lambda: FullyConnectedHead(4, (3, 3), 3)(x, mask=x.bool()), NotImplementedError, "mask"),
+        (lambda: FullyConnectedHead(4, (3, 3), 0), ValueError, "classes"),
+        (lambda: FullyConnectedHead(4, (3, 3), 3, 5), TypeError, "hidden"),
+        (lambda: FullyConnectedHead(4, (3, 3), 3, (5, 0)), ValueError, "hidden"),
+        (lambda: everypool.SpatialPyramidHead(4, 3, hidden=None), TypeError, "hidden"),
+        (lambda: everypool.SpatialPyramidHead(4, 3, hidden=(0,)), ValueError, "hidden"),
+        (lambda: everypool.SpatialPyramidHead(4, 0), ValueError, "classes"),
+        (lambda: everypool.SpatialPyramidHead(4, 3, nd=4), ValueError, "nd"),
+        (lambda: everypool.SpatialPyramidHead(4, 3)(x.int()), TypeError, "input"),
     ]
     for made, error, name in cases:
         with pytest.raises(error, match=f"^`{name}` must be .+, got "):

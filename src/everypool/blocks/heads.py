@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.blocks._map_block import of_channels
-from everypool.pool import Operation, Reducer, apply, parse, register
+from everypool.backends.layout import prefix_mask
+from everypool.blocks._map_block import features, refused
+from everypool.pool import Operation, Reducer, apply, checked_mask, checked_sizes, parse, register
 from everypool.reducers import GlobalGeMPool, Mean
 from everypool.windows import Global
 
 __all__ = ["FullyConnectedHead", "GeMHead", "GlobalAverageHead"]
+
+
+def fully_connected(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    if not isinstance(hidden, (list, tuple)):
+        raise check.wrong_type("hidden", "a list of positive ints, one per hidden layer", hidden)
+    check.positive_int("classes", classes)
+    widths = [inputs, *(check.positive_int("hidden", width) for width in hidden), classes]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class GlobalAverageHead(nn.Module):
@@ -32,7 +46,8 @@ class GlobalAverageHead(nn.Module):
     Shape: (N, C, *spatial) to (N, K), one to three spatial axes of any size. Parameters: C K + K.
 
     Raises:
-        ValueError: an input of other channels, or an unknown reducer.
+        ValueError: an input of other channels, a mask that is not the same for all of them, or an unknown reducer.
+        TypeError: an input that is not floating point.
 
     Source: Lin et al. 2014, Network in network; Zhou et al. 2016 for the class activation map.
 
@@ -50,16 +65,24 @@ class GlobalAverageHead(nn.Module):
 
     def class_activation_map(self, input: Tensor) -> Tensor:
         """(N, K, *spatial): how much every place speaks for each class, W_k x, without bias."""
-        of_channels("input", check.batched("input", input), self.channels)
+        features("input", input, self.channels)
         return F.linear(input.movedim(1, -1), self.classifier.weight).movedim(-1, 1)
 
     def forward(self, input: Tensor, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-        """Classify (N, C, *spatial); what is masked has no say."""
+        """Classify (N, C, *spatial); what is masked (mask: (N, 1, *spatial)) has no say, and nothing at all scores 0."""
+        features("input", input, self.channels)
+        if mask is not None and checked_mask(mask, input).shape[1] != 1:
+            raise check.invalid("mask", "the same for all channels, (N, 1, *spatial)", mask)
         if not self.act_before_pool and isinstance(self.reducer, Mean):
-            of_channels("input", check.batched("input", input), self.channels)
-            pooled = apply(input, self.reducer, Global(), nd=None, mask=mask, sizes=sizes)
+            pooled, exists = apply(input, self.reducer, Global(), nd=None, mask=mask, sizes=sizes, return_mask=True)
             score: Tensor = self.classifier(pooled)
-            return score
+            return score if mask is None else score.masked_fill(~exists[:, :1], 0)
+        # padding may hold anything: NaN would reach the weights' gradient, where 0 * NaN is NaN
+        if mask is not None:
+            input = input.masked_fill(~mask, 0)
+        if sizes is not None:
+            sizes = checked_sizes(sizes, input)
+            input = input.masked_fill(~prefix_mask(sizes, tuple(input.shape[2:])), 0)
         maps = self.class_activation_map(input)
         maps = maps + self.classifier.bias.reshape(-1, *[1] * (input.dim() - 2))
         maps = torch.relu(maps) if self.act_before_pool else maps
@@ -91,6 +114,8 @@ class FullyConnectedHead(nn.Module):
 
     Raises:
         ValueError: an input of another shape.
+        TypeError: an input that is not floating point.
+        NotImplementedError: a mask or sizes.
 
     Source: LeCun et al. 1998; Krizhevsky et al. 2012.
 
@@ -103,15 +128,14 @@ class FullyConnectedHead(nn.Module):
         if not isinstance(spatial, (list, tuple)) or not 1 <= len(spatial) <= 3:
             raise check.invalid("spatial", "one to three sizes", spatial)
         self.shape = (check.positive_int("channels", channels), *check.ints("spatial", spatial, len(spatial), 1))
-        widths = [torch.Size(self.shape).numel(), *hidden, classes]
-        layers: list[nn.Module] = []
-        for i, after in enumerate(widths[1:]):
-            layers += [nn.Linear(widths[i], check.positive_int("classes", after)), nn.ReLU()]
-        self.classifier = nn.Sequential(*layers[:-1])
+        self.classifier = fully_connected(torch.Size(self.shape).numel(), hidden, classes)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, mask: None = None, sizes: None = None) -> Tensor:
         """Classify (N, C, *spatial) of the one size."""
-        check.batched("input", input, len(self.shape) - 1)
+        for name, value in (("mask", mask), ("sizes", sizes)):
+            if value is not None:
+                raise refused(name, "None, since places have weights of their own; GlobalAverageHead takes it", value)
+        check.floating("input", check.batched("input", input, len(self.shape) - 1))
         if tuple(input.shape[1:]) != self.shape:
             raise check.invalid("input", f"of shape (N, {', '.join(map(str, self.shape))})", input)
         result: Tensor = self.classifier(input.flatten(1))
@@ -152,13 +176,17 @@ class GeMHead(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
         """Describe (N, C, *spatial)."""
-        of_channels("input", check.batched("input", input), self.channels)
+        features("input", input, self.channels)
         y = _unit(self.pool(input, mask=mask, sizes=sizes))
         return y if self.whiten is None else _unit(self.whiten(y))
 
 
 def _unit(v: Tensor) -> Tensor:
-    return v / (v.norm(dim=1, keepdim=True) + 1e-6)
+    # in units of the largest element: the squares of 300 and of 1e20 overflow float16 and float32
+    wide = v if v.dtype in (torch.float32, torch.float64) else v.float()
+    scale = wide.detach().abs().amax(1, keepdim=True).clamp(min=1)
+    wide = wide / scale
+    return (wide / (wide.norm(dim=1, keepdim=True) + 1e-6 / scale)).to(v.dtype)
 
 
 register(

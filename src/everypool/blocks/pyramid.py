@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.blocks._map_block import MapBlock, conv_norm, of_channels
+from everypool.blocks._map_block import MapBlock, conv_norm, features
+from everypool.blocks.heads import fully_connected
 from everypool.pool import Operation, register
 from everypool.reducers import adaptive_avg_pool, max_pool
 from everypool.windows import SpatialPyramidPool
@@ -38,6 +38,7 @@ class SpatialPyramidHead(nn.Module):
 
     Raises:
         ValueError: an input of other channels or axes.
+        TypeError: an input that is not floating point.
 
     Source: He et al. 2014, Spatial pyramid pooling.
 
@@ -59,21 +60,18 @@ class SpatialPyramidHead(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = check.positive_int("channels", channels)
-        check.positive_int("classes", classes)
         self.nd = check.positive_int("nd", nd)
+        if nd > 3:
+            raise check.invalid("nd", "1, 2 or 3", nd)
         self.pool = SpatialPyramidPool(levels, reducer, bins=bins)
-        widths = [channels * sum(level**nd for level in levels), *hidden, classes]
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Linear(before, check.positive_int("hidden", after)), nn.ReLU()]
-        self.classifier = nn.Sequential(*layers[:-1])
+        self.classifier = fully_connected(channels * sum(level**nd for level in levels), hidden, classes)
 
     def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
         """Classify (N, C, *spatial), or a list of maps (C, *spatial) of different sizes."""
         for sample in input if isinstance(input, (list, tuple)) else ():
-            of_channels("input", check.tensor("input", sample, "(C, *spatial)", (self.nd + 1,))[None], self.channels)
+            features("input", check.tensor("input", sample, "(C, *spatial)", (self.nd + 1,))[None], self.channels, self.nd)
         if isinstance(input, Tensor):
-            of_channels("input", check.batched("input", input, self.nd), self.channels)
+            features("input", input, self.channels, self.nd)
         result: Tensor = self.classifier(self.pool(input, mask=mask, sizes=sizes))
         return result
 
@@ -91,7 +89,7 @@ class PyramidPoolingModule(MapBlock):
     Shape: (N, C, H, W) to (N, C + levels * reduced, H, W). Parameters: C^2 + 2 C with the defaults.
 
     Raises:
-        ValueError: an input of other channels.
+        ValueError: an input of other channels, or fewer channels than grids where `reduced` is None.
 
     Source: Zhao et al. 2017, PSPNet. Reference: github hszhao/semseg (PPM), whose weights load.
 
@@ -105,9 +103,14 @@ class PyramidPoolingModule(MapBlock):
         if not isinstance(bins, (list, tuple)) or not bins:
             raise check.invalid("bins", "one positive int or more", bins)
         self.bins = tuple(check.positive_int("bins", n) for n in bins)
+        if reduced is None and channels < len(bins):
+            raise check.invalid("channels", f"at least the number of grids {len(bins)} where reduced is None", channels)
         width = channels // len(bins) if reduced is None else check.positive_int("reduced", reduced)
         # the first entry stands where the original has its pooling layer, so that names agree
         self.features = nn.ModuleList(nn.Sequential(nn.Identity(), *conv_norm(channels, width, 1)) for _ in self.bins)
+
+    def places(self, height: int, width: int) -> int:
+        return min(self.bins) ** 2
 
     def compute(self, input: Tensor) -> Tensor:
         parts = [input]
