@@ -45,6 +45,9 @@ class StripPoolingModule(MapBlock):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels, 1)
 
+    def places(self, height: int, width: int) -> int:
+        return min(height, width)
+
     def compute(self, input: Tensor) -> Tensor:
         rows, columns = strip_pool(input, "mean")
         both = torch.relu(self.bn1(self.conv1(rows)) + self.bn2(self.conv2(columns)))
@@ -93,6 +96,9 @@ class MixedPoolingModule(MapBlock):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def places(self, height: int, width: int) -> int:
+        return min(height, width, *(bins**2 for bins in self.pool_size))
 
     def compute(self, input: Tensor) -> Tensor:
         size = input.shape[2:]
