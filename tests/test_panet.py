@@ -93,8 +93,8 @@ def test_published_initial_values() -> None:
 
 @pytest.mark.parametrize("fuse", ["max", "sum"])
 def test_derivatives(fuse: str) -> None:
-    head = PANetBoxHead(2, 32, 1, SCALES, fuse).double()
-    for group in (*head.fc1, head.fc2):  # one channel per group would leave nothing but the bias
+    head = PANetBoxHead(2, 64, 1, SCALES, fuse).double()
+    for group in (*head.fc1, head.fc2):  # two channels per group would leave little but their order
         group[1].num_groups = 4
     inputs = [torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 2, 3, 2, dtype=torch.float64)]
     inputs[1].requires_grad_()
@@ -129,7 +129,7 @@ def test_boxes_are_independent(made: Any) -> None:
 
 
 def test_bad_input() -> None:
-    head = PANetBoxHead(3, 32, 1, SCALES).double()
+    head = PANetBoxHead(3, 64, 1, SCALES).double()
     cases: list[tuple[Any, type[Exception], str]] = [
         (lambda: head(maps()[:1], BOXES), ValueError, "inputs"),
         (lambda: head(maps(4), BOXES), ValueError, "inputs"),
@@ -137,6 +137,14 @@ def test_bad_input() -> None:
         (lambda: head(maps(), BOXES + 2), ValueError, "boxes"),
         (lambda: PANetBoxHead(3, 32, 0), ValueError, "resolution"),
         (lambda: PANetBoxHead(3, 32, scales=(1.0, -1.0)), ValueError, "scales"),
+        (lambda: head([x.int() for x in maps()], BOXES), TypeError, "inputs"),
+        (lambda: PANetBoxHead(3, 64, 1, sampling_ratio=2.0), TypeError, "sampling_ratio"),
+        (lambda: PANetBoxHead(3, 64, 1, sampling_ratio=True), TypeError, "sampling_ratio"),
+        (lambda: PANetMaskHead(3, 32, 2, sampling_ratio="2"), TypeError, "sampling_ratio"),
+        # 32 groups of one value: the result would be the bias, and one box alone an error
+        (lambda: PANetBoxHead(3, 32), ValueError, "hidden"),
+        (lambda: PANetConvBoxHead(3, 8, 1, width=32), ValueError, "width"),
+        (lambda: PANetMaskHead(3, 32, 1), ValueError, "width"),
         (lambda: PANetMaskHead(3, 31), ValueError, "width"),
         (lambda: PANetConvBoxHead(3, convs=0), ValueError, "convs"),
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.blocks._map_block import features
 from everypool.pool import Operation, register
 from everypool.windows import multi_level_roi_pool
 from everypool.windows.levels import FUSIONS
@@ -30,6 +31,8 @@ class _FusedHead(nn.Module):
             raise check.invalid("scales", "one number per level, at least one", scales)
         self.scales = tuple(check.number("scales", scale, "positive and finite", above=0, finite=True) for scale in scales)
         self.fuse = check.choice("fuse", fuse, FUSIONS)
+        if not check.is_int(sampling_ratio):
+            raise check.wrong_type("sampling_ratio", "an int", sampling_ratio)
         self.sampling_ratio = sampling_ratio
 
     def first(self, level: int, pooled: Tensor) -> Tensor:
@@ -41,10 +44,9 @@ class _FusedHead(nn.Module):
     def forward(
         self, inputs: Sequence[Tensor], boxes: Any, mask: Sequence[Tensor] | None = None, sizes: Sequence[Any] | None = None
     ) -> Tensor:
-        """One map (N, C, H, W) per level, boxes (R, 5): sample number, x1, y1, x2, y2."""
+        """One map (N, C, H, W) per level, in the order of `scales`; boxes (R, 5): sample number, x1, y1, x2, y2."""
         for x in inputs if isinstance(inputs, (list, tuple)) else ():
-            if check.batched("inputs", x, 2).shape[1] != self.channels:
-                raise check.invalid("inputs", f"maps of {self.channels} channels", x)
+            features("inputs", x, self.channels, 2)
         pooled = multi_level_roi_pool(
             inputs,
             boxes,
@@ -66,9 +68,9 @@ class PANetBoxHead(_FusedHead):
 
     Args:
         channels: C of the maps.
-        hidden: width of both layers, a multiple of 32.
+        hidden: width of both layers, a multiple of 32 and more, so that a group has a variance.
         resolution: bins per axis of a box.
-        scales: map cells per unit of the boxes, one per level.
+        scales: map cells per unit of the boxes, one per level; the published weights take the finest level first.
         fuse: "max" (the published code) or "sum" (the paper's other choice).
         sampling_ratio: samples per bin and axis.
         first_norm: group normalisation in the layers before the fusion; a later revision of the published code has none.
@@ -98,7 +100,7 @@ class PANetBoxHead(_FusedHead):
         first_norm: bool = True,
     ) -> None:
         super().__init__(channels, resolution, scales, fuse, sampling_ratio)
-        _groups("hidden", hidden)
+        _groups("hidden", hidden, 1)
         check.boolean("first_norm", first_norm)
         inputs = channels * resolution**2
         self.fc1 = nn.ModuleList()
@@ -126,7 +128,7 @@ class PANetConvBoxHead(_FusedHead):
         channels: C of the maps.
         hidden: width of the fully connected layer.
         resolution: bins per axis of a box.
-        scales: map cells per unit of the boxes, one per level.
+        scales: map cells per unit of the boxes, one per level; the published weights take the finest level first.
         fuse: "max" (the published code) or "sum".
         convs: convolutions in all, the one before the fusion included.
         width: their channels, a multiple of 32.
@@ -158,7 +160,7 @@ class PANetConvBoxHead(_FusedHead):
         sampling_ratio: int = 2,
     ) -> None:
         super().__init__(channels, resolution, scales, fuse, sampling_ratio)
-        _groups("width", width)
+        _groups("width", width, resolution**2)
         self.conv1_head = nn.ModuleList(nn.Sequential(*_conv(channels, width)) for _ in self.scales)
         self.convs = nn.Sequential(
             *(part for _ in range(check.positive_int("convs", convs) - 1) for part in _conv(width, width))
@@ -183,7 +185,7 @@ class PANetMaskHead(_FusedHead):
         channels: C of the maps.
         width: channels of the convolutions, a multiple of 32.
         resolution: bins per axis of a box.
-        scales: map cells per unit of the boxes, one per level.
+        scales: map cells per unit of the boxes, one per level; the published weights take the finest level first.
         fuse: "max" (the published code) or "sum".
         convs: convolutions in all, the one before the fusion included.
         sampling_ratio: samples per bin and axis.
@@ -215,7 +217,7 @@ class PANetMaskHead(_FusedHead):
         sampling_ratio: int = 2,
     ) -> None:
         super().__init__(channels, resolution, scales, fuse, sampling_ratio)
-        _groups("width", width)
+        _groups("width", width, resolution**2)
         self.mask_conv1 = nn.ModuleList(nn.Sequential(*_conv(channels, width)) for _ in self.scales)
         rest = range(check.positive_int("convs", convs) - 1)
         self.conv_fcn = nn.Sequential(*(part for _ in rest for part in _conv(width, width)))
@@ -230,9 +232,11 @@ class PANetMaskHead(_FusedHead):
         return torch.relu(self.upconv(self.conv_fcn(fused)))
 
 
-def _groups(name: str, value: int) -> None:
+def _groups(name: str, value: int, places: int) -> None:
     if check.positive_int(name, value) % 32:
         raise check.invalid(name, "a multiple of 32", value)
+    if value * places == 32:  # 32 groups of one value, of which normalisation leaves the bias alone
+        raise check.invalid(name, "at least 64, since groups of one value have no variance", value)
 
 
 def _conv(inputs: int, outputs: int) -> list[nn.Module]:
