@@ -100,6 +100,22 @@ def test_half_types_add_in_a_wider_one() -> None:
     assert module(torch.ones(1, 1, 64, 64, dtype=torch.bfloat16)).item() == 4096
 
 
+def test_sums_beyond_float16() -> None:
+    """16 * 6000 is no float16, a hundredth of it is; with what is masked it is the share of the rest."""
+    module = LeNetSubsampling(1, 4, activation=None).half()
+    with torch.no_grad():
+        module.weight.fill_(0.01)
+        module.bias.fill_(0.0)
+    x = torch.full((1, 1, 4, 4), 6000.0, dtype=torch.float16)
+    assert module(x).item() == pytest.approx(960, rel=2e-3)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    mask[..., 0] = False
+    assert module(x, mask=mask).item() == pytest.approx(720, rel=2e-3)
+    module = module.float()
+    assert module(x).dtype == torch.float32
+    assert module.double()(x.double()).dtype == torch.float64
+
+
 def test_bad_input() -> None:
     x = torch.ones(1, 3, 4, 4)
     cases: list[tuple[Any, type[Exception], str]] = [

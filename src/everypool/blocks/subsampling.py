@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,13 +65,17 @@ class LeNetSubsampling(nn.Module):
         """Subsample (N, C, *spatial); what is masked adds nothing, a window of nothing else gives 0."""
         check.floating("input", of_channels("input", check.batched("input", input), self.channels))  # sums of bytes would wrap
         windows = Sliding(self.kernel_size, self.stride)
-        total, exists = apply(input, Mean(divisor=1), windows, nd=None, mask=mask, sizes=sizes, return_mask=True)
-        shape = (-1, *[1] * (input.dim() - 2))
-        result: Tensor = self.weight.reshape(shape) * total + self.bias.reshape(shape)
+        # a sum of float16 overflows where its weighted value need not: there the mean, and weights as much larger
+        cells = math.prod(windows.checked(input.dim() - 2)[0]) if input.dtype == torch.float16 else 1
+        total, exists = apply(input, Mean(divisor=cells), windows, nd=None, mask=mask, sizes=sizes, return_mask=True)
+        shape, wide = (-1, *[1] * (input.dim() - 2)), torch.promote_types(total.dtype, torch.float32)
+        weight, bias = (parameter.to(wide).reshape(shape) for parameter in (self.weight, self.bias))
+        result: Tensor = weight * cells * total + bias
         if self.activation == "tanh":
             result = 1.7159 * torch.tanh(result * (2 / 3))
         elif self.activation == "sigmoid":
             result = torch.sigmoid(result)
+        result = result.to(torch.promote_types(total.dtype, self.weight.dtype))
         return result if mask is None and sizes is None else result.masked_fill(~exists, 0)
 
     def extra_repr(self) -> str:
