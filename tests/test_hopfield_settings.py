@@ -315,6 +315,30 @@ def test_half_types(dtype: torch.dtype) -> None:
         torch.testing.assert_close(y[0].float(), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["folded", "plain"])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_autocast_keeps_the_scores(form: str, dtype: torch.dtype, steps: int) -> None:
+    """Under autocast too the scores are float32: in float16 they are infinite here, and their softmax NaN."""
+    module = filled(HopfieldPooling(64, num_heads=2, quantity=2, scaling=0.02, form=form, update_steps_max=steps,
+                                    normalize_stored_pattern=False, normalize_state_pattern=False))  # fmt: skip
+    with torch.no_grad():
+        module.pooling_weights.mul_(200)
+    x = torch.randn(2, 9, 64, dtype=torch.float64) * 60
+    core = module.hopfield.association_core
+    scores = core.query(module.pooling_weights) @ core.key(x).transpose(2, 3)
+    assert scores.abs().max() > 65504
+    expected = module(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = module.float()(x.float())
+    assert y.dtype == dtype
+    error = (y.double() - expected).norm() / expected.norm()
+    assert error < (0.02 if dtype == torch.float16 else 0.15)
+    for other in (Hopfield(64, num_heads=2, scaling=100.0), HopfieldLayer(64, quantity=5, scaling=100.0)):
+        with torch.autocast("cpu", dtype=dtype):
+            assert bool(other(x.float()).isfinite().all())
+
+
 def test_activation() -> None:
     plain = filled(HopfieldPooling(6))
     active = filled(HopfieldPooling(6, association_activation="tanh"))
@@ -330,6 +354,13 @@ def test_empty_batch() -> None:
     assert HopfieldLayer(6)(x).shape == (0, 5, 6)
 
 
+FLAGS = [
+    f"normalize_{part}{affine}"
+    for part in ("stored_pattern", "state_pattern", "pattern_projection", "hopfield_space")
+    for affine in ("", "_affine")
+]
+
+
 def test_bad_settings() -> None:
     x = torch.ones(2, 3, 6)
     cases: list[tuple[Any, type[Exception], str]] = [
@@ -342,6 +373,16 @@ def test_bad_settings() -> None:
         (lambda: Hopfield(6, update_steps_max=[1, 2]), ValueError, "update_steps_max"),
         (lambda: Hopfield(6, update_steps_max=1.0), TypeError, "update_steps_max"),
         (lambda: Hopfield(6, scaling="2"), TypeError, "scaling"),
+        (lambda: Hopfield(6, scaling=torch.tensor(math.nan)), ValueError, "scaling"),
+        (lambda: Hopfield(6, num_heads=2, scaling=nn.Parameter(torch.tensor([1.0, math.inf]))), ValueError, "scaling"),
+        *((lambda key=key: Hopfield(6, **{key: "yes"}), TypeError, key) for key in FLAGS),
+        *((lambda key=key: Hopfield(6, **{key: 1}), TypeError, key) for key in FLAGS),
+        *((lambda key=key: Hopfield(6, **{f"{key}_eps": 0.0}), ValueError, f"{key}_eps") for key in FLAGS[::2]),
+        *((lambda key=key: Hopfield(6, **{f"{key}_eps": "0"}), TypeError, f"{key}_eps") for key in FLAGS[::2]),
+        (lambda: Hopfield(6)(x.to_sparse()), TypeError, "input"),
+        (lambda: Hopfield(6)(x, None, torch.zeros(3, 3, device="meta")), ValueError, "association_mask"),
+        # the published order of the lookup's settings is another one from here on
+        (lambda: HopfieldLayer(6, 3, 6, 3, 2, 1.0, 0, 1e-4, True), TypeError, "lookup_weights_as_separated"),
         (lambda: HopfieldPooling(6, form="folded", normalize_hopfield_space=True), ValueError, "form"),
         (lambda: HopfieldPooling(6, channels_first=True, batch_first=False), ValueError, "batch_first"),
         (lambda: HopfieldPooling(6)(x, sizes=[3, 4]), ValueError, "sizes"),

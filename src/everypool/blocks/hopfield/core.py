@@ -69,6 +69,21 @@ class Iteration:
         beta: Any = self.beta
         if isinstance(beta, Tensor):
             beta = beta.to(query.dtype).reshape(-1, 1, 1) if beta.dim() else beta.to(query.dtype)
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # it would compute the scores in half types after all
+            with torch.autocast(device, enabled=False):
+                return self._settled(query, beta, score, recall, allow, counts)
+        return self._settled(query, beta, score, recall, allow, counts)
+
+    def _settled(
+        self,
+        query: Tensor,
+        beta: Any,
+        score: Callable[[Tensor], Tensor],
+        recall: Callable[[Tensor], Tensor],
+        allow: Callable[[Tensor], Tensor],
+        counts: Tensor | None,
+    ) -> Tensor:
         xi = allow(score(query * beta))
         if self.most == 0:
             return xi

@@ -101,8 +101,10 @@ class Hopfield(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in tuple(locals().items()):
-            if name.endswith(
-                ("_static", "_connected", "_affine", "batch_first", "_bias", "_association", "disable_out_projection")
+            if name.endswith("_eps") and name != "update_steps_eps":
+                check.number(name, value, "a positive finite number", above=0, finite=True)
+            elif name.startswith("normalize_") or name.endswith(
+                ("_static", "_connected", "batch_first", "_bias", "_association", "disable_out_projection")
             ):
                 check.boolean(name, value)
         for name, size in (("input_size", input_size), ("stored_pattern_size", stored_pattern_size),
@@ -111,7 +113,7 @@ class Hopfield(nn.Module):
                 check.positive_int(name, size)
         if check.number("dropout", dropout, "a number from 0 to 1", minimum=0) > 1:
             raise check.invalid("dropout", "a number from 0 to 1", dropout)
-        affine = check.boolean("normalize_hopfield_space", normalize_hopfield_space) and normalize_hopfield_space_affine
+        affine = normalize_hopfield_space and normalize_hopfield_space_affine
         self.association_core = HopfieldCore(
             input_size,
             hidden_size,
@@ -157,6 +159,8 @@ class Hopfield(nn.Module):
             self.scaling = default if scaling is None else check.number("scaling", scaling, rule, finite=True)
         if isinstance(scaling, Tensor) and (scaling.shape not in ((), (1,), (heads,)) or not scaling.is_floating_point()):
             raise check.invalid("scaling", f"a number, or a floating-point tensor of {heads}, one for each head", scaling)
+        if isinstance(scaling, Tensor) and not scaling.is_meta and not bool(scaling.isfinite().all()):
+            raise check.invalid("scaling", "finite", check.Shown(str(scaling.tolist())[:80]))
 
     @property
     def input_size(self) -> int | None:
@@ -302,7 +306,7 @@ class Hopfield(nn.Module):
         if watched is not None:
             state = state.masked_fill(~watched[:, :, None], 0)
         heads = self.association_core.num_heads
-        shaped = association_mask(pairs, samples, heads, state.shape[1], stored.shape[1])
+        shaped = association_mask(pairs, samples, heads, state.shape[1], stored.shape[1], stored.device)
         return (stored, state, projection), counts, watched, shaped
 
     def _static(self) -> tuple[bool, bool, bool]:
@@ -318,6 +322,8 @@ def checked_patterns(x: Any, batch_first: bool, size: int | None, static: bool) 
     """Patterns (N, T, D), batch first."""
     shape = "(N, S, D)" if batch_first else "(S, N, D)"
     check.floating("input", check.tensor("input", x, shape, (3,)))
+    if x.layout != torch.strided:
+        raise check.wrong_type("input", "a dense (strided) tensor", check.Shown(f"layout {x.layout}"))
     if not static and size is not None and x.shape[2] != size:
         raise check.invalid("input", f"of shape {shape} with D = {size}", x)
     x = x if batch_first else x.transpose(0, 1)
@@ -340,7 +346,6 @@ def _norm(name: str, size: int | None, normalize: bool, affine: bool, eps: float
         return None
     if size is None:
         raise check.invalid(name, "an int where the patterns are normalised", size)
-    check.number("normalize_..._eps", eps, "a positive finite number", above=0, finite=True)
     return nn.LayerNorm(size, eps=eps, elementwise_affine=affine)
 
 

@@ -54,6 +54,8 @@ class HopfieldLayer(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
+        if len(sizes) > 7:  # the published order goes on with lookup settings, that of `Hopfield` with others
+            raise check.wrong_type("lookup_weights_as_separated", "given by its name, as all after update_steps_eps", sizes[7])
         self.quantity = check.positive_int("quantity", quantity)
         check.boolean("trainable", trainable)
         check.boolean("lookup_targets_as_trainable", lookup_targets_as_trainable)

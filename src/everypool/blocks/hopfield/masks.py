@@ -51,7 +51,7 @@ def _sizes(sizes: Any, samples: int, count: int, device: torch.device) -> Tensor
     return table.reshape(-1, 1)
 
 
-def association_mask(mask: Any, samples: int, heads: int, states: int, count: int) -> Tensor | None:
+def association_mask(mask: Any, samples: int, heads: int, states: int, count: int, device: torch.device) -> Tensor | None:
     """The published mask over pairs of state and stored pattern as (N or 1, heads or 1, L, S)."""
     if mask is None:
         return None
@@ -63,6 +63,8 @@ def association_mask(mask: Any, samples: int, heads: int, states: int, count: in
         raise check.wrong_type("association_mask", rule, mask)
     if mask.dim() not in (2, 3) or mask.shape[-2] != states or mask.shape[-1] != count:
         raise check.invalid("association_mask", rule, mask)
+    if mask.device != device:
+        raise check.invalid("association_mask", f"on the device of the input, {device}", check.Shown(str(mask.device)))
     if mask.dim() == 2:
         return mask[None, None]
     if mask.shape[0] != samples * heads:
