@@ -315,28 +315,23 @@ def test_half_types(dtype: torch.dtype) -> None:
         torch.testing.assert_close(y[0].float(), expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("form", ["folded", "plain"])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_autocast_keeps_the_scores(form: str, dtype: torch.dtype, steps: int) -> None:
+def test_autocast_keeps_the_scores(form: str, steps: int) -> None:
     """Under autocast too the scores are float32: in float16 they are infinite here, and their softmax NaN."""
-    module = filled(HopfieldPooling(64, num_heads=2, quantity=2, scaling=0.02, form=form, update_steps_max=steps,
+    module = filled(HopfieldPooling(64, num_heads=2, quantity=2, scaling=4.0, form=form, update_steps_max=steps,
                                     normalize_stored_pattern=False, normalize_state_pattern=False))  # fmt: skip
     with torch.no_grad():
-        module.pooling_weights.mul_(200)
-    x = torch.randn(2, 9, 64, dtype=torch.float64) * 60
+        module.pooling_weights.mul_(20)
+    x = torch.randn(2, 9, 64, dtype=torch.float64) * 20
     core = module.hopfield.association_core
-    scores = core.query(module.pooling_weights) @ core.key(x).transpose(2, 3)
-    assert scores.abs().max() > 65504
+    scores = 4.0 * core.query(module.pooling_weights) @ core.key(x).transpose(2, 3)
+    assert scores.amax() > 65504
     expected = module(x)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.float16):
         y = module.float()(x.float())
-    assert y.dtype == dtype
-    error = (y.double() - expected).norm() / expected.norm()
-    assert error < (0.02 if dtype == torch.float16 else 0.15)
-    for other in (Hopfield(64, num_heads=2, scaling=100.0), HopfieldLayer(64, quantity=5, scaling=100.0)):
-        with torch.autocast("cpu", dtype=dtype):
-            assert bool(other(x.float()).isfinite().all())
+    assert y.dtype == torch.float16
+    assert (y.double() - expected).norm() / expected.norm() < 0.01
 
 
 def test_activation() -> None:
@@ -344,6 +339,15 @@ def test_activation() -> None:
     active = filled(HopfieldPooling(6, association_activation="tanh"))
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(active(x), plain(x).tanh())
+
+
+def test_shapes_without_values() -> None:
+    """On the meta device the shape is all there is: nothing looks at whether states have converged."""
+    x = torch.zeros(2, 5, 6, device="meta")
+    for form in ("folded", "plain"):
+        for steps in (0, 2, None):
+            module = HopfieldPooling(6, num_heads=2, quantity=3, update_steps_max=steps, form=form).to("meta")
+            assert module(x).shape == (2, 18)
 
 
 def test_empty_batch() -> None:

@@ -70,7 +70,8 @@ class Iteration:
         if isinstance(beta, Tensor):
             beta = beta.to(query.dtype).reshape(-1, 1, 1) if beta.dim() else beta.to(query.dtype)
         device = query.device.type
-        if torch.is_autocast_enabled(device):  # it would compute the scores in half types after all
+        # autocast would compute the scores in half types after all
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._settled(query, beta, score, recall, allow, counts)
         return self._settled(query, beta, score, recall, allow, counts)
@@ -99,14 +100,14 @@ class Iteration:
                 norm = change.square().sum((2, 3), keepdim=True).sqrt()
                 active = active & (limit > step) & (norm > eps)
             xi = new
-            if _may_look() and not bool(active.any()):
+            if _may_look(active) and not bool(active.any()):
                 break
         return xi
 
 
-def _may_look() -> bool:
+def _may_look(active: Tensor) -> bool:
     """False while a graph is recorded: then all steps are made, and what has converged stays as it is."""
-    return not traced() and not torch._C._are_functorch_transforms_active()
+    return not traced() and not active.is_meta and not torch._C._are_functorch_transforms_active()
 
 
 def _step(name: str, value: Any) -> int:
