@@ -118,7 +118,7 @@ WINDOWS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("unknown corner", lambda: everypool.corner_pool(X, "topleft"), ValueError, "corner"),
     ("other shape", lambda: everypool.corner_pool(X, other=X[:, :1]), ValueError, "other"),
     ("corner of a volume", lambda: everypool.corner_pool(torch.ones(1, 2, 3, 4, 5)), ValueError, "input"),
-    ("top of a line", lambda: everypool.top_pool(torch.ones(1, 2, 3)), ValueError, "input"),
+    ("top of a line", lambda: everypool.top_pool(torch.ones(2, 3)), ValueError, "input"),
     ("ties", lambda: everypool.directional_pool(X, 0, ties="least"), ValueError, "ties"),
 ]
 

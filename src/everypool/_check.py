@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,10 @@ class InvalidValue(ValueError, RuntimeError):
 
 def shown(value: object) -> str:
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return "a nested tensor"
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
-    text = repr(value)
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else f"an int of {value.bit_length()} bits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -55,7 +58,12 @@ class Shown(str):
 
 
 def is_int(value: object) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    return isinstance(value, (int, torch.SymInt, np.integer)) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """NumPy's integers, which torch.nn takes too, as Python's, whose arithmetic never wraps."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def one_int(name: str, value: Any, minimum: int) -> int:
@@ -66,7 +74,7 @@ def one_int(name: str, value: Any, minimum: int) -> int:
         raise invalid(name, rule, value)
     if value > LARGEST:
         raise invalid(name, f"{rule} of at most 2**40", value)
-    return value
+    return plain(value)
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -98,18 +106,22 @@ def ints(name: str, value: Any, nd: int, minimum: int) -> tuple[int, ...]:
             raise invalid(name, rule, value)
         if item > LARGEST:
             raise invalid(name, f"{rule}, at most 2**40", value)
-    return values
+    return tuple(plain(item) for item in values)
 
 
 def number(name: str, value: Any, rule: str = "a number", *, minimum: float | None = None, above: float | None = None,
            finite: bool = False) -> float:  # fmt: skip
     """A real number that is not NaN, within its bounds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise wrong_type(name, rule, value)
+    try:
+        value = float(value)
+    except OverflowError as error:
+        raise invalid(name, f"{rule}, at most 1.8e308", value) from error
     outside = (minimum is not None and value < minimum) or (above is not None and value <= above)
     if value != value or outside or (finite and value in (float("inf"), float("-inf"))):
         raise invalid(name, rule, value)
-    return float(value)
+    return value
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -155,6 +167,8 @@ def batched(name: str, value: Any, nd: int | None = None) -> Tensor:
     dims = (3, 4, 5) if nd is None else (nd + 2,)
     shape = {1: "(N, C, W)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}.get(nd or 0, "(N, C, *spatial), 1 to 3 spatial axes")
     result = tensor(name, value, shape, dims)
+    if result.is_nested:
+        raise wrong_type(name, "a dense (strided) tensor", Shown("a nested tensor"))
     if result.layout != torch.strided:
         raise wrong_type(name, "a dense (strided) tensor", Shown(f"layout {result.layout}"))
     return result

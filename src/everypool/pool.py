@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import traced
+from everypool.backends.axes import readable
 from everypool.backends.choose import choose
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout
@@ -335,7 +335,7 @@ def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
     if sizes.device != x.device:
         raise check.invalid("sizes", f"on the device of the input, {x.device}", check.Shown(str(sizes.device)))
     sizes = sizes.to(torch.int64)
-    if not traced() and not torch._C._are_functorch_transforms_active():
+    if readable(sizes):
         limit = torch.tensor(x.shape[2:], device=x.device)
         if bool(((sizes < 1) | (sizes > limit)).any()):
             raise check.invalid(
@@ -361,6 +361,8 @@ def padded_batch(samples: Sequence[Any], windows: Windows) -> tuple[Tensor, Tens
             raise check.invalid("input", rule, x)
         if x.dtype != first.dtype or x.device != first.device:
             raise check.invalid("input", rule, x)
+        if 0 in x.shape[1:]:
+            raise check.invalid("input", "non-empty in every spatial axis", x)
     largest = [max(x.shape[axis] for x in samples) for axis in range(1, samples[0].dim())]
     padded = []
     for x in samples:

@@ -16,12 +16,19 @@ from torch import Tensor
 
 from everypool.backends.monoids import Monoid, State
 
-__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "middle", "traced"]
+__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "middle", "readable", "traced"]
 
 
 def traced() -> bool:
     """True while torch.compile or torch.export records the graph: sizes may then be symbols, so nothing branches on them."""
     return torch.compiler.is_compiling()
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether the values may be looked at: nothing records or transforms the computation, and there are values."""
+    return not (
+        traced() or torch._C._are_functorch_transforms_active() or any(tensor.device.type == "meta" for tensor in tensors)
+    )
 
 
 def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:

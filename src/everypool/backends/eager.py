@@ -298,7 +298,7 @@ class Folds:
                 x = x.index_select(dim, positions)
             else:
                 rows = positions.shape[0]
-                index = positions.reshape(rows, *[1] * (dim - 1), -1, *[1] * (x.dim() - dim - 1))
+                index = positions.reshape(rows, *[1] * (dim - 1), positions.shape[-1], *[1] * (x.dim() - dim - 1))
                 x = x.expand(rows, *x.shape[1:])
                 x = x.gather(dim, index.expand(*x.shape[:dim], positions.shape[-1], *x.shape[dim + 1 :]))
         return x

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Bins, Keep, Slide, Table, traced
+from everypool.backends.axes import Axis, Bins, Keep, Slide, Table, readable, traced
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
@@ -23,7 +23,7 @@ def bins(n: int, out: int, sizes: Tensor | None) -> Axis:
     """`out` adaptive bins over n elements, or over each sample's own size."""
     if sizes is None or out == 1:  # one bin is the whole sample, which the mask already says
         return Bins(n, out)
-    fewest = 1 if traced() else int(sizes.min()) if sizes.numel() else 1
+    fewest = int(sizes.min()) if readable(sizes) and sizes.numel() else 1
     size = sizes.reshape(-1, 1, 1)
     forward = _ranges(torch.arange(out, device=sizes.device).reshape(1, -1, 1), size, out, n // out + 2, n)
     element = torch.arange(n, device=sizes.device).reshape(1, -1, 1)

@@ -13,7 +13,7 @@ from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
-from everypool.windows.strips import spatial_axis
+from everypool.windows.strips import check_like, spatial_axis
 
 __all__ = [
     "BottomPool",
@@ -68,7 +68,7 @@ def scanned(
 ) -> Tensor:
     """A running reduction, with the rule for ties where it is a maximum."""
     check.choice("ties", ties, ("first", "last", "even"))
-    if reducer == "max":
+    if isinstance(reducer, str) and reducer.lower().strip() == "max":
         reducer = parse(f"max:ties={ties}")
     return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)
 
@@ -113,7 +113,7 @@ def directional_pool(
 
 
 def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-    """Running maximum from the bottom up of (N, C, H, W); see `directional_pool`.
+    """Running maximum from the bottom up of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
     y[h] = max(x[h], x[h + 1], ...).
 
@@ -121,11 +121,11 @@ def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, 
     tensor([[[[3., 5.],
               [3., 2.]]]])
     """
-    return scanned(check.batched("input", input, 2), Scan(-2, True), "max", ties, mask, sizes)
+    return scanned(input, Scan(-2, True), "max", ties, mask, sizes, 2)
 
 
 def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-    """Running maximum from the top down of (N, C, H, W); see `directional_pool`.
+    """Running maximum from the top down of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
     y[h] = max(x[0], ..., x[h]).
 
@@ -133,11 +133,11 @@ def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = Non
     tensor([[[[1., 5.],
               [3., 5.]]]])
     """
-    return scanned(check.batched("input", input, 2), Scan(-2, False), "max", ties, mask, sizes)
+    return scanned(input, Scan(-2, False), "max", ties, mask, sizes, 2)
 
 
 def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-    """Running maximum from the right to the left of (N, C, H, W); see `directional_pool`.
+    """Running maximum from the right to the left of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
     y[w] = max(x[w], x[w + 1], ...).
 
@@ -145,11 +145,11 @@ def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None,
     tensor([[[[5., 5.],
               [3., 2.]]]])
     """
-    return scanned(check.batched("input", input, 2), Scan(-1, True), "max", ties, mask, sizes)
+    return scanned(input, Scan(-1, True), "max", ties, mask, sizes, 2)
 
 
 def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-    """Running maximum from the left to the right of (N, C, H, W); see `directional_pool`.
+    """Running maximum from the left to the right of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
     y[w] = max(x[0], ..., x[w]).
 
@@ -157,7 +157,7 @@ def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None
     tensor([[[[1., 5.],
               [3., 3.]]]])
     """
-    return scanned(check.batched("input", input, 2), Scan(-1, False), "max", ties, mask, sizes)
+    return scanned(input, Scan(-1, False), "max", ties, mask, sizes, 2)
 
 
 def corner_pool(
@@ -174,7 +174,7 @@ def corner_pool(
     top_left: y = top_pool(input) + left_pool(other); bottom_right: y = bottom_pool(input) + right_pool(other).
 
     Args:
-        input: (N, C, H, W).
+        input: (N, C, H, W) or (C, H, W).
         corner: "top_left" or "bottom_right".
         other: the map for the horizontal direction. Default: input.
         ties: which of equal maxima gets the gradient, see `directional_pool`.
@@ -194,11 +194,10 @@ def corner_pool(
               [2., 0.]]]])
     """
     first, second = CORNERS[check.choice("corner", corner, tuple(CORNERS))]
-    check.batched("input", input, 2)
-    if other is not None and (not isinstance(other, Tensor) or other.shape != input.shape or other.dtype != input.dtype):
-        raise check.invalid("other", f"like input, {check.shown(input)}", other)
+    if other is not None:
+        check_like(other, check.tensor("input", input, "(N, C, H, W) or (C, H, W)", (3, 4)))
     across = input if other is None else other
-    return scanned(input, first, "max", ties, mask, sizes) + scanned(across, second, "max", ties, mask, sizes)
+    return scanned(input, first, "max", ties, mask, sizes, 2) + scanned(across, second, "max", ties, mask, sizes, 2)
 
 
 CORNERS = {
@@ -267,7 +266,7 @@ class _Corner(nn.Module):
         self.ties = check.choice("ties", ties, ("first", "last", "even"))
 
     def forward(self, input: Tensor, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-        """Pool (N, C, H, W): vertically `input`, horizontally `other`."""
+        """Pool (N, C, H, W) or (C, H, W): vertically `input`, horizontally `other`."""
         return corner_pool(input, self.corner, other=other, ties=self.ties, mask=mask, sizes=sizes)
 
 

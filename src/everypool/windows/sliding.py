@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Slide, Table, middle, traced
+from everypool.backends.axes import Axis, Slide, Table, middle, readable, traced
 from everypool.backends.layout import Layout, Native
 from everypool.pool import Windows
 
@@ -58,6 +58,9 @@ class Sliding(Windows):
         stride = kernel if empty else check.ints("stride", self.stride, nd, 1)
         dilation = check.ints("dilation", self.dilation, nd, 1)
         ceil = check.boolean("ceil_mode", self.ceil_mode)
+        for k, d in zip(kernel, dilation, strict=True):
+            if (k - 1) * d > check.LARGEST:
+                raise check.invalid("kernel_size", "at most 2**40 once dilated", check.Shown(str((k - 1) * d + 1)))
         return kernel, stride, dilation, ceil, self._pairs(nd, kernel, dilation)
 
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
@@ -150,7 +153,7 @@ class _Row:
 
     def own(self, size: Tensor) -> _Own:
         out, left, right = self.sized(size)
-        if not traced() and not torch._C._are_functorch_transforms_active() and bool((out < 1).any()):
+        if readable(size) and bool((out < 1).any()):
             rule = f"large enough for a dilated kernel of {self.reach} in the padded sample"
             raise check.invalid("sizes", rule, check.Shown(str(size.tolist())[:80]))
         return _Own(size, out, left, right)
@@ -165,13 +168,17 @@ class _Row:
     def _tabled(self, out: int, own: _Own) -> Table:
         device = own.size.device
         left, size = own.left.reshape(-1, 1, 1), own.size.reshape(-1, 1, 1)
-        window, tap = torch.arange(out, device=device).reshape(1, -1, 1), torch.arange(self.kernel, device=device)
+        window = torch.arange(out, device=device).reshape(1, -1, 1)
+        # each window's first tap inside the map, and as many from there as the map can hold
+        first = torch.div(left - window * self.stride + self.dilation - 1, self.dilation, rounding_mode="floor").clamp(min=0)
+        tap = first + torch.arange(min(self.kernel, (self.n - 1) // self.dilation + 1), device=device)
         positions = window * self.stride - left + tap * self.dilation
-        exists = (positions >= 0) & (positions < size)
+        exists = (tap < self.kernel) & (positions >= 0) & (positions < size)
         element = torch.arange(self.n, device=device).reshape(1, -1, 1)
         # the windows of an element, earliest first
         number = min((self.reach - 1) // self.stride + 1, out)
-        windows = (element + left) // self.stride - torch.arange(number - 1, -1, -1, device=device)
+        latest = ((element + left) // self.stride).clamp(max=out - 1)
+        windows = latest - torch.arange(number - 1, -1, -1, device=device)
         offset = element + left - windows * self.stride
         inside = (windows >= 0) & (windows < out) & (offset % self.dilation == 0) & (offset // self.dilation < self.kernel)
         start, last = window.squeeze(-1) * self.stride - left.squeeze(-1), size.squeeze(-1) - 1

@@ -41,15 +41,20 @@ class Strips(Windows):
 
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
         nd = len(spatial)
-        chosen = range(nd) if self.along is None else [spatial_axis("along", axis, nd) for axis in self.along]
+        along = range(nd) if self.along is None else self.along
+        if not isinstance(along, (range, list, tuple)):
+            raise check.wrong_type("along", "None or a tuple of spatial axes", along)
+        if not along:
+            raise check.invalid("along", "None or one spatial axis or more", along)
+        chosen = [spatial_axis("along", axis, nd) for axis in along]
         layouts = []
-        for along in reversed(range(nd)):
-            if along not in chosen:
+        for line in reversed(range(nd)):
+            if line not in chosen:
                 continue
-            axes: tuple[Axis, ...] = tuple(Bins(n, 1) if axis == along else Keep(n) for axis, n in enumerate(spatial))
+            axes: tuple[Axis, ...] = tuple(Bins(n, 1) if axis == line else Keep(n) for axis, n in enumerate(spatial))
             out_sizes = None
             if sizes is not None:
-                columns = [torch.ones_like(sizes[:, a]) if a == along else sizes[:, a] for a in range(nd)]
+                columns = [torch.ones_like(sizes[:, a]) if a == line else sizes[:, a] for a in range(nd)]
                 out_sizes = torch.stack(columns, dim=1)
             layouts.append(Layout(axes, sizes, out_sizes, full=True))
         return layouts
@@ -66,6 +71,13 @@ def spatial_axis(name: str, axis: Any, nd: int) -> int:
     if not -nd <= axis < nd:
         raise check.invalid(name, rule, axis)
     return int(axis) % nd
+
+
+def check_like(other: Any, input: Tensor) -> None:
+    """Raise unless `other` is a map of the same shape, type and device."""
+    alike = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (input.shape, input.dtype, input.device)
+    if not alike:
+        raise check.invalid("other", f"like input, {check.shown(input)}", other)
 
 
 def strip_pool(
@@ -144,8 +156,7 @@ def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor |
         lines, exists = apply(input, reducer, Strips(), nd=None, mask=mask, sizes=sizes, return_mask=True)
     else:
         check.batched("input", input, 2)
-        if not isinstance(other, Tensor) or other.shape != input.shape or other.dtype != input.dtype:
-            raise check.invalid("other", f"like input, {check.shown(input)}", other)
+        check_like(other, input)
         lines, exists = [], []
         for x, axis in ((input, 0), (other, 1)):
             line, there = apply(x, reducer, Strips((axis,)), nd=None, mask=mask, sizes=sizes, return_mask=True)
