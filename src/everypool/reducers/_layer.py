@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.backends.axes import traced
+from everypool.backends.axes import readable
 from everypool.layer import Layer
 from everypool.pool import Windows
 from everypool.windows.bins import Adaptive, Global
@@ -87,9 +88,15 @@ def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channel
     if channels is not None:
         check.positive_int("channels", channels)
     if not learnable and channels is None and not isinstance(value, Tensor):
-        setattr(module, name, value)
+        setattr(module, name, value if isinstance(value, (int, float)) else value.item())
         return
-    start = value.detach().clone() if isinstance(value, Tensor) else torch.full((channels or 1,), float(value))
+    start = value.detach().clone() if isinstance(value, Tensor) else torch.tensor([float(value)] * (channels or 1))
+    if channels is not None and start.numel() not in (1, channels):
+        raise check.invalid("channels", f"{start.numel()}, the number of elements of `{name}`", channels)
+    if channels is not None and start.numel() == 1:
+        start = start.reshape(1).repeat(channels)
+    if not bool(start.isfinite().all()):  # beyond the type that parameters have
+        raise check.invalid(name, f"finite as {start.dtype}".replace("torch.", ""), value)
     if learnable:
         setattr(module, name, nn.Parameter(start))
     else:
@@ -99,12 +106,23 @@ def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channel
 def per_channel(name: str, value: Any, x: Tensor) -> Any:
     """A float, or a tensor that broadcasts over (N, C, *spatial), in the type of x."""
     if not isinstance(value, Tensor):
-        return value
-    if value.numel() == 1:
+        return float(value)
+    single = value.numel() == 1
+    if value.device != x.device and not (single and value.device.type == "cpu"):
+        raise check.invalid(name, f"on the device of the input, {x.device}", check.Shown(str(value.device)))
+    if single:
         return value.to(x.dtype).reshape(())
     if value.dim() != 1 or value.shape[0] != x.shape[1]:
         raise check.invalid(name, f"a number, or a tensor of 1 or C = {x.shape[1]} elements", value)
     return value.to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+
+
+def scaled(factor: Any, x: Tensor) -> Tensor:
+    """factor * x for a float or what `per_channel` gives, to which an infinite x gives no slope rather than NaN."""
+    if not isinstance(factor, Tensor):
+        return factor * x
+    end = x.detach().isinf()
+    return torch.where(end, (factor * x).detach(), factor * torch.where(end, torch.zeros_like(x), x))
 
 
 def checked_setting(name: str, value: Any, *, infinite: bool) -> None:
@@ -113,9 +131,14 @@ def checked_setting(name: str, value: Any, *, infinite: bool) -> None:
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise check.wrong_type(name, rule, value)
-        # traced there is nothing to look at, and on other devices asking would stall them
-        asked = value.device.type == "cpu" and not traced() and not torch._C._are_functorch_transforms_active()
-        if asked and not bool(value.detach().isfinite().all()):
+        if any_of(value, lambda v: ~v.isfinite()):
             raise check.invalid(name, rule, check.Shown(str(value.detach().tolist())[:80]))
         return
     check.number(name, value, rule, finite=not infinite)
+
+
+def any_of(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the test holds for a number or an element of a tensor; False where looking is impossible or would stall."""
+    if not isinstance(value, Tensor):
+        return bool(test(torch.tensor(float(value), dtype=torch.float64)))
+    return value.device.type == "cpu" and readable(value) and bool(test(value.detach()).any())

@@ -133,7 +133,7 @@ class _GeM(Layer):
         return Power(self.p, "mean", self.signed, self.eps)
 
     def settings(self) -> str:
-        text = self.p if isinstance(self.p, (int, float)) else tuple(self.p.shape)
+        text = tuple(self.p.shape) if isinstance(self.p, Tensor) else self.p
         return f"p={text}, eps={self.eps}, signed={self.signed!r}"
 
 

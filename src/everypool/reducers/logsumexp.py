@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool.backends.axes import readable
 from everypool.backends.eager import Folds, wide
 from everypool.pool import Operation, Reducer, apply, register
-from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter, per_channel
+from everypool.reducers._layer import (
+    AdaptiveLayer,
+    GlobalLayer,
+    Layer,
+    SlidingLayer,
+    any_of,
+    checked_setting,
+    parameter,
+    per_channel,
+    scaled,
+)
 from everypool.windows import Adaptive, Global, Sliding
 
 __all__ = [
@@ -52,34 +63,52 @@ class LogSumExp(Reducer):
         super().check(input)
         checked_setting("r", self.r, infinite=False)
         check.choice("norm", self.norm, NORMS)
-        if self.norm == "sum" and isinstance(self.r, (int, float)) and self.r == 0:
+        if self.norm == "sum" and any_of(self.r, lambda r: r == 0):
             raise check.invalid("r", "other than 0 with norm='sum'", self.r)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))
         r = per_channel("r", self.r, x)
-        if isinstance(r, (int, float)):
-            return ((mean_and_variance(x, folds)[0] if r == 0 else self._smooth(x, r, folds)),), None
-        flat = r.detach().abs() < 1e-12  # there the quotient is 0 / 0: take the first two terms of its series
-        y = self._smooth(x, torch.where(flat, torch.ones_like(r), r), folds)
-        if self.norm == "mean":
-            mean, variance = mean_and_variance(x, folds)
-            y = torch.where(flat, mean + r / 2 * variance, y)
-        return (y,), None
+        if not isinstance(r, Tensor):
+            flat = abs(r) < torch.finfo(torch.float64).tiny  # a denormal r has no digits left
+            return ((folds.total(x) / folds.number(x.dtype).clamp(min=1) if flat else self._smooth(x, r, folds)),), None
+        if self.norm == "sum" or not near_zero(r):
+            return (self._smooth(x, r, folds),), None
+        flat, start = series(x, r, folds)
+        return (torch.where(flat, start, self._smooth(x, divisible(r), folds)),), None
 
     def _smooth(self, x: Tensor, r: Any, folds: Folds) -> Tensor:
-        level = folds.log_mean_exp(r * x)
+        level = folds.log_mean_exp(scaled(r, x))
         if self.norm == "sum":
             level = level + folds.number(x.dtype).clamp(min=1).log()
         exists = folds.exists()
         return (level if exists is None else level.masked_fill(~exists, 0)) / r  # -inf / r would give r a slope of NaN
 
 
-def mean_and_variance(x: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each window; x must be zero where masked."""
+def near_zero(r: Tensor) -> bool:
+    """Whether some r may be so small that `series` is needed; True where its values cannot be looked at."""
+    return not readable(r) or r.device.type != "cpu" or bool((r.detach().abs() < 1e-2).any())
+
+
+def divisible(r: Tensor) -> Tensor:
+    """r, or 1 where 1 / r^2 would overflow: there `series` holds whatever x is."""
+    return torch.where(r.detach().abs() < torch.finfo(r.dtype).tiny ** (1 / 3), torch.ones_like(r), r)
+
+
+def series(x: Tensor, r: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
+    """The first two terms of log(mean(exp(r x))) / r for small r x, and where to take them.
+
+    The quotient itself is 0 / 0 at r = 0, and its slope by r cancels nearby. x must be zero where masked.
+    """
+    info = torch.finfo(x.dtype)
     number = folds.number(x.dtype).clamp(min=1)
-    mean = folds.total(x) / number
-    return mean, (folds.total(x * x) / number - mean * mean).clamp(min=0)
+    small = r.detach().abs()
+    flat = (small * folds.maximum(x.detach().abs()) < info.eps**0.5) | (small < info.tiny ** (1 / 3))
+    # this is computed in all windows, wanted or not: a square that overflows would make all their slopes NaN
+    part = torch.where(x.detach().abs() < info.max**0.4, x, torch.zeros_like(x))
+    mean = folds.total(part) / number
+    variance = (folds.total(part * part) / number - mean * mean).clamp(min=0)
+    return flat, folds.total(x) / number + r / 2 * variance
 
 
 def logsumexp_pool(
@@ -163,7 +192,7 @@ class _LogSumExp(Layer):
         return LogSumExp(self.r, self.norm)
 
     def settings(self) -> str:
-        return f"r={self.r if isinstance(self.r, (int, float)) else tuple(self.r.shape)}, norm={self.norm!r}"
+        return f"r={tuple(self.r.shape) if isinstance(self.r, Tensor) else self.r}, norm={self.norm!r}"
 
 
 class LogSumExpPool1d(_LogSumExp, SlidingLayer):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.eager import Folds
+from everypool.backends.eager import Folds, wide
 from everypool.pool import Operation, Reducer, apply, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
 from everypool.windows import Adaptive, Global, Sliding
@@ -72,12 +72,13 @@ class Max(Reducer):
 
 
 def even_maximum(x: Tensor, folds: Folds) -> Tensor:
-    """The maximum as the mean of all elements that equal it, so that they share the gradient."""
-    x = folds.masked(x)
-    level = folds.maximum(x.detach())
-    share = folds.weighted(x.detach(), level, folds.ones(x.dtype).expand(x.shape), hard=True)
-    y = folds.weighted(x.detach(), level, x, hard=True) / share.clamp(min=1)
-    return torch.where(level.isfinite(), y, level)
+    """The maximum, whose gradient all elements that equal it share."""
+    x = folds.masked(wide(x))  # counts beyond what a narrow type holds
+    fixed = x.detach()
+    level = folds.maximum(fixed)
+    share = folds.weighted(fixed, level, folds.ones(x.dtype).expand(x.shape), hard=True)
+    slope = torch.where(fixed.isinf(), torch.zeros_like(x), x - fixed)  # 0: a sum of the equal values might overflow
+    return level + folds.weighted(fixed, level, slope, hard=True) / share.clamp(min=1)
 
 
 def max_pool(

@@ -14,8 +14,8 @@ from everypool.backends.axes import Bins, Keep
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.pool import Reducer
-from everypool.reducers._layer import checked_setting, per_channel
-from everypool.reducers.logsumexp import mean_and_variance
+from everypool.reducers._layer import any_of, checked_setting, per_channel
+from everypool.reducers.logsumexp import divisible, near_zero, series
 from everypool.reducers.max import even_maximum
 
 __all__ = ["Power"]
@@ -55,8 +55,10 @@ class Power(Reducer):
         check.choice("signed", self.signed, SIGNED)
         if self.signed == "clamp":
             check.number("eps", self.eps, "a positive finite number", above=0, finite=True)
-        if self.norm == "sum" and isinstance(self.p, (int, float)) and self.p == 0:
+        if self.norm == "sum" and any_of(self.p, lambda p: p == 0):
             raise check.invalid("p", "other than 0 with norm='sum'", self.p)
+        if self.signed == "odd" and any_of(self.p, lambda p: (p <= 0) | p.isinf()):
+            raise check.invalid("p", "positive and finite with signed='odd'", self.p)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = wide(x)
@@ -70,22 +72,19 @@ class Power(Reducer):
 
     def _mean(self, a: Tensor, p: Any, folds: Folds) -> Tensor:
         number = folds.number(a.dtype).clamp(min=1)
-        if isinstance(p, (int, float)):
+        if not isinstance(p, Tensor):
             if p == 1:
                 return folds.total(a) / (number if self.norm == "mean" else 1)
             if p in (float("inf"), float("-inf")):
                 return even_maximum(a, folds) if p > 0 else -even_maximum(-a, folds)
-            if p == 0:
-                return mean_and_variance(folds.masked(exponent(a, 1)), folds)[0].exp()
+            if abs(p) < torch.finfo(torch.float64).tiny and self.norm == "mean":  # a denormal p has no digits left
+                return (folds.total(folds.masked(exponent(a, 1))) / number).exp()
             return self._root(a, p, number, folds)
-        flat = p.detach().abs() < 1e-7  # there the quotient is 0 / 0: take the first two terms of its series
-        y = self._root(a, torch.where(flat, torch.ones_like(p), p), number, folds)
-        if self.norm == "mean":
-            mean, variance = mean_and_variance(
-                folds.masked(a.clamp(min=1e-300 if a.dtype == torch.float64 else 1e-37).log()), folds
-            )
-            y = torch.where(flat, torch.where(flat, mean + p / 2 * variance, torch.zeros_like(mean)).exp(), y)
-        return y
+        if self.norm == "sum" or not near_zero(p):
+            return self._root(a, p, number, folds)
+        flat, start = series(folds.masked(exponent(a, 1)), p, folds)
+        y = self._root(a, divisible(p), number, folds)
+        return torch.where(flat, torch.where(flat, start, torch.zeros_like(start)).exp(), y)
 
     def _root(self, a: Tensor, p: Any, number: Tensor, folds: Folds) -> Tensor:
         level = folds.log_mean_exp(exponent(a, p))
@@ -100,8 +99,6 @@ class Power(Reducer):
         return torch.where(end, limit, (finite / p).exp())
 
     def _odd(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
-        if isinstance(p, (int, float)) and (p <= 0 or p == float("inf")):
-            raise check.invalid("p", "positive and finite with signed='odd'", p)
         u = exponent(x.abs(), p)
         level = folds.log_mean_exp(u)
         share = folds.weighted(u, level, x.sign())  # in [-n, n]: the signed sum in units of the mean power
@@ -127,9 +124,10 @@ class Power(Reducer):
 
 
 def exponent(a: Tensor, p: Any) -> Tensor:
-    """p log(a) for a >= 0, with slope 0 at a = 0, for p too, instead of an infinite one."""
-    some = a > 0
-    end = torch.where(torch.as_tensor(p, device=a.device) > 0, float("-inf"), float("inf")).to(a.dtype)
+    """p log(a) for a >= 0, with slope 0 at a = 0 and a = inf, for p too, instead of an infinite one."""
+    some = (a > 0) & (a < float("inf"))
+    rising = torch.as_tensor(p, device=a.device) > 0
+    end = torch.where(rising == (a.detach() == 0), float("-inf"), float("inf")).to(a.dtype)
     return torch.where(some, p * torch.where(some, a, torch.ones_like(a)).log(), torch.where(a.isnan(), a, end))
 
 

@@ -11,7 +11,16 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
 from everypool.pool import Operation, Reducer, apply, register
-from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter, per_channel
+from everypool.reducers._layer import (
+    AdaptiveLayer,
+    GlobalLayer,
+    Layer,
+    SlidingLayer,
+    checked_setting,
+    parameter,
+    per_channel,
+    scaled,
+)
 from everypool.windows import Adaptive, Global, Sliding
 
 __all__ = [
@@ -52,7 +61,7 @@ class Soft(Reducer):
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))
         beta = per_channel("beta", self.beta, x)
-        u = x if isinstance(beta, (int, float)) and beta == 1 else beta * x
+        u = x if not isinstance(beta, Tensor) and beta == 1 else scaled(beta, x)
         if self.grad == "authors":
             u = u.detach()
         return (folds.soft_mean(u, x),), None
@@ -146,7 +155,7 @@ class _Soft(Layer):
         return Soft(self.beta, self.grad)
 
     def settings(self) -> str:
-        return f"beta={self.beta if isinstance(self.beta, (int, float)) else tuple(self.beta.shape)}"
+        return f"beta={tuple(self.beta.shape) if isinstance(self.beta, Tensor) else self.beta}"
 
 
 class SoftPool1d(_Soft, SlidingLayer):
