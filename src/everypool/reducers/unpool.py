@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.pool import Operation, register
+from everypool.backends.axes import readable
+from everypool.pool import Operation, finished, register
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
 
@@ -66,6 +67,10 @@ def _unpooled(
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     x = check.batched("input", input.unsqueeze(0) if single else input, nd)
     nd = x.dim() - 2
+    if indices.layout != torch.strided:
+        raise check.wrong_type("indices", "a dense (strided) tensor", check.Shown(f"layout {indices.layout}"))
+    if 0 in x.shape[2:]:
+        raise check.invalid("input", "non-empty in every spatial axis", x)
     if indices.shape != input.shape or indices.device != input.device:
         raise check.invalid("indices", f"like the input, {tuple(input.shape)} on {input.device}", indices)
     where = indices.reshape(x.shape)
@@ -88,8 +93,7 @@ def _unpooled(
         cells *= n
     if cells > max(1 << 27, 64 * x[:1, :1].numel()):
         raise check.invalid("output_size", "at most 2**27 cells", check.Shown(str(size)))
-    seen = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if seen and where.numel() and bool(((where < -1) | (where >= cells)).any()):
+    if readable(where) and where.numel() and bool(((where < -1) | (where >= cells)).any()):
         rule = f"between -1 and {cells - 1}, the last cell of {size}"
         raise check.invalid("indices", rule, check.Shown(f"{int(where.min())} to {int(where.max())}"))
     flat, where = x.flatten(2), where.flatten(2)
@@ -100,7 +104,7 @@ def _unpooled(
         order = torch.arange(flat.shape[2], device=x.device).expand(flat.shape)
         writer = torch.full((*flat.shape[:2], cells + 1), -1, device=x.device).scatter_reduce(2, where, order, "amax")
         y = flat.gather(2, writer.clamp(min=0)).masked_fill(writer < 0, 0)
-    y = y[..., :cells].unflatten(2, size).contiguous()
+    y = finished(y[..., :cells].unflatten(2, size), x)
     return y.squeeze(0) if single else y
 
 

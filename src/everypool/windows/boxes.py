@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
-from everypool.backends.axes import Bins, Keep
+from everypool.backends.axes import Bins, Keep, readable
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.pool import Operation, Reduced, Reducer, Windows, apply, register, run
 
 __all__ = ["Boxes", "roi_align", "roi_pool"]
 
+MOST = 1 << 27  # samples per box and channel; bounds what a mistyped size can allocate
 CHUNK = 1 << 22  # sampled values that are laid out at once
 
 
@@ -88,6 +89,11 @@ class Boxes(Windows):
             raise check.wrong_type("sampling_ratio", "an int", self.sampling_ratio)
         if getattr(reducer, "indices", False):
             raise NotImplementedError("`return_indices` must be False over boxes: samples lie between cells")
+        bins, ratio = _product(out), max(int(self.sampling_ratio), 1) if self.sampling == "align" else 1
+        if bins > MOST:
+            raise check.invalid("output_size", f"at most {MOST} bins in all", self.output_size)
+        if bins * ratio**nd > MOST:
+            raise check.invalid("sampling_ratio", f"at most {MOST} samples in all bins", self.sampling_ratio)
         if self.sampling == "align":
             check.floating("input", x)
         sample, low, high = self._corners(x, nd)
@@ -118,8 +124,13 @@ class Boxes(Windows):
             for item in boxes:
                 if not isinstance(item, Tensor) or item.dim() != 2 or item.shape[1] != 2 * nd:
                     raise check.invalid("boxes", rule, item)
-            rows = [torch.cat([item.new_full((item.shape[0], 1), i), item], 1) for i, item in enumerate(boxes)]
-            boxes = torch.cat(rows) if rows else x.new_zeros((0, 1 + 2 * nd))
+                check.floating("boxes", item)
+                if item.device != x.device:
+                    raise check.invalid("boxes", f"on the device of the input, {x.device}", item)
+            # a narrow type holds no large sample number
+            wider = [item if item.dtype == torch.float64 else item.to(torch.float32) for item in boxes]
+            rows = [torch.cat([item.new_full((item.shape[0], 1), i), item], 1) for i, item in enumerate(wider)]
+            boxes = torch.cat(rows) if rows else x.new_zeros((0, 1 + 2 * nd), dtype=torch.float32)
         if not isinstance(boxes, Tensor):
             raise check.wrong_type("boxes", rule, boxes)
         if boxes.dim() != 2 or boxes.shape[1] != 1 + 2 * nd:
@@ -128,7 +139,7 @@ class Boxes(Windows):
         if boxes.device != x.device:
             raise check.invalid("boxes", f"on the device of the input, {x.device}", check.Shown(str(boxes.device)))
         boxes = boxes.detach().to(torch.float64 if boxes.dtype == torch.float64 else torch.float32)
-        if not torch.compiler.is_compiling() and boxes.shape[0]:
+        if readable(boxes) and boxes.shape[0]:
             if not bool(boxes.isfinite().all()):
                 raise check.invalid("boxes", "finite", check.Shown("NaN or infinity"))
             number = boxes[:, 0]
@@ -140,7 +151,9 @@ class Boxes(Windows):
             if bool(wrong.any()):
                 first = boxes[wrong][0].tolist()
                 raise check.invalid("boxes", "corners in order, the one nearest the origin first", check.Shown(str(first)))
-        corners = boxes[:, 1:] * self.spatial_scale
+        corners = boxes[:, 1:] * float(self.spatial_scale)
+        if readable(boxes) and bool((~(corners.abs() <= check.LARGEST)).any()):
+            raise check.invalid("boxes", "within 2**40 cells of the map, once scaled", check.Shown(f"{corners.tolist()}"[:80]))
         return boxes[:, 0].to(torch.int64), corners[:, :nd], corners[:, nd:]
 
     def _aligned(self, low: Tensor, high: Tensor, extent: Tensor, n: int, out: int) -> tuple[Any, Tensor]:
@@ -153,7 +166,7 @@ class Boxes(Windows):
         size = length / out
         ratio = torch.full_like(size, self.sampling_ratio) if self.sampling_ratio > 0 else size.ceil().clamp(min=1)
         most = self.sampling_ratio if self.sampling_ratio > 0 else 4 * ((n + out - 1) // out) + 1
-        if self.sampling_ratio <= 0 and not torch.compiler.is_compiling():
+        if self.sampling_ratio <= 0 and readable(low):
             needed = int(ratio.max()) if ratio.numel() else 1
             if needed > most:
                 rule = "at most four times as long as the map where sampling_ratio is 0"
@@ -181,7 +194,7 @@ class Boxes(Windows):
         after = ((bin_number + 1) * size.reshape(-1, 1, 1)).ceil() + start.reshape(-1, 1, 1)
         first = torch.minimum(first.clamp(min=0), limit.to(first.dtype)).to(torch.int64)
         after = torch.minimum(after.clamp(min=0), limit.to(after.dtype)).to(torch.int64)
-        most = n if torch.compiler.is_compiling() else int((after - first).max().clamp(min=1)) if first.numel() else 1
+        most = n if not readable(low) else int((after - first).max().clamp(min=1)) if first.numel() else 1
         cell = first + torch.arange(most, device=low.device)
         exists = cell < after
         cell = torch.minimum(cell, limit - 1)
@@ -257,6 +270,13 @@ class Boxes(Windows):
         if there is None:
             there = torch.ones((y.shape[0], 1, bins, 1), dtype=torch.bool, device=x.device)
         return y.reshape(*y.shape[:2], *out).to(x.dtype), there.reshape(*there.shape[:2], *out)
+
+
+def _product(numbers: tuple[int, ...]) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
 
 
 def _rounded_away(x: Tensor) -> Tensor:

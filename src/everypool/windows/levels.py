@@ -70,10 +70,16 @@ def multi_level_roi_pool(
         got = f"{len(inputs)} maps" if isinstance(inputs, (list, tuple)) else check.shown(inputs)
         raise check.invalid("inputs", f"a list of one map per scale, {len(scales)}, at least one", check.Shown(got))
     windows = Boxes(boxes, output_size, tuple(scales), sampling_ratio, aligned)
-    levels: Tensor = apply(list(inputs), reducer, windows, nd=None, mask=mask, sizes=sizes)
+    levels, exists = apply(list(inputs), reducer, windows, nd=None, mask=mask, sizes=sizes, return_mask=True)
     if fuse is None:
-        return levels
-    return levels.amax(0) if fuse == "max" else levels.sum(0)
+        result: Tensor = levels
+    elif fuse == "sum":
+        result = levels.sum(0)
+    elif mask is None:
+        result = levels.amax(0)
+    else:  # a bin that holds nothing on one level takes no part in the maximum
+        result = levels.masked_fill(~exists, float("-inf")).amax(0).masked_fill(~exists.any(0), 0)
+    return result
 
 
 class MultiLevelRoIPool(Layer):
@@ -90,6 +96,8 @@ class MultiLevelRoIPool(Layer):
         reducer: str | Reducer = "mean",
     ) -> None:
         super().__init__()
+        if not isinstance(scales, (list, tuple)):
+            raise check.wrong_type("scales", "one number per level", scales)
         self.output_size, self.scales, self.fuse = output_size, tuple(scales), fuse
         self.sampling_ratio, self.aligned, self.chosen = sampling_ratio, check.boolean("aligned", aligned), reducer
         if fuse is not None:
