@@ -180,6 +180,8 @@ def test_numpy_integers_are_integers() -> None:
     assert everypool.max_pool(torch.ones(1, 1, 1000), large, np.uint8(100), np.uint8(100)).shape == (1, 1, 11)
     assert everypool.gem_pool(X, 2, p=np.float32(2)).shape == expected.shape
     assert pool(X, "max", Scan(np.int64(-1))).shape == X.shape
+    for layer in (everypool.MaxPool2d((two, two), two), everypool.AdaptiveMaxPool2d(np.int64(3))):
+        assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(X), expected)
     rejected(lambda: everypool.max_pool(X, np.float64(2)), TypeError, "kernel_size")
     rejected(lambda: everypool.max_pool(X, np.bool_(True)), TypeError, "kernel_size")
     rejected(lambda: everypool.max_pool(X, np.array([2, 2])), TypeError, "kernel_size")
@@ -273,3 +275,10 @@ def test_a_level_without_cells_takes_no_part_in_the_maximum() -> None:
         assert y.item() == expected
         grads = torch.autograd.grad(y.sum(), leaves)
         assert [round(float(grad.sum()), 5) for grad in grads] == [float(x[0, 0, 0, 0] == expected) for x in maps]
+
+
+@pytest.mark.parametrize("reducer", [Power(3.0, "sum", "abs"), Power(3.0, signed="odd"), LogSumExp(2.0, "sum")], ids=str)
+def test_rules_on_settings_are_kept_while_a_graph_is_recorded(reducer: everypool.Reducer) -> None:
+    """Without a break in it: a number is looked at as a number."""
+    recorded = torch.compile(lambda x: pool(x, reducer, Sliding(2)), fullgraph=True, backend="eager")
+    torch.testing.assert_close(recorded(X), pool(X, reducer, Sliding(2)))

@@ -63,6 +63,8 @@ def is_int(value: object) -> bool:
 
 def plain(value: Any) -> Any:
     """NumPy's integers, which torch.nn takes too, as Python's, whose arithmetic never wraps."""
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (list, tuple, np.integer)) for item in value):
+        return tuple(plain(item) for item in value)
     return int(value) if isinstance(value, np.integer) else value
 
 

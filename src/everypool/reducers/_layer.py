@@ -31,6 +31,8 @@ class SlidingLayer(Layer):
         **settings: Any,
     ) -> None:
         super().__init__()
+        # a recorded graph would take NumPy's integers for tensors
+        kernel_size, stride, padding, dilation = map(check.plain, (kernel_size, stride, padding, dilation))
         self.kernel_size = kernel_size
         self.stride = kernel_size if stride is None else stride
         self.padding = padding
@@ -54,7 +56,7 @@ class AdaptiveLayer(Layer):
 
     def __init__(self, output_size: Any, **settings: Any) -> None:
         super().__init__()
-        self.output_size = output_size
+        self.output_size = check.plain(output_size)
         Adaptive(output_size).checked(self.nd or 1)
         self.settle(**settings)
 
@@ -137,8 +139,8 @@ def checked_setting(name: str, value: Any, *, infinite: bool) -> None:
     check.number(name, value, rule, finite=not infinite)
 
 
-def any_of(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
+def any_of(value: Any, test: Callable[[Any], Any]) -> bool:
     """Whether the test holds for a number or an element of a tensor; False where looking is impossible or would stall."""
     if not isinstance(value, Tensor):
-        return bool(test(torch.tensor(float(value), dtype=torch.float64)))
+        return bool(test(float(value)))
     return value.device.type == "cpu" and readable(value) and bool(test(value.detach()).any())

@@ -160,7 +160,7 @@ class _AvgPool(_Avg, SlidingLayer):
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.count_include_pad = check.boolean("count_include_pad", count_include_pad)
-        self.divisor_override = divisor_override
+        self.divisor_override = check.plain(divisor_override)
 
     @property
     def reducer(self) -> Reducer:

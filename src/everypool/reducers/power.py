@@ -57,7 +57,7 @@ class Power(Reducer):
             check.number("eps", self.eps, "a positive finite number", above=0, finite=True)
         if self.norm == "sum" and any_of(self.p, lambda p: p == 0):
             raise check.invalid("p", "other than 0 with norm='sum'", self.p)
-        if self.signed == "odd" and any_of(self.p, lambda p: (p <= 0) | p.isinf()):
+        if self.signed == "odd" and any_of(self.p, lambda p: (p <= 0) | (p == float("inf"))):
             raise check.invalid("p", "positive and finite with signed='odd'", self.p)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
