@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -168,6 +169,26 @@ def test_same_steps_of_a_ragged_batch_cost_no_more_than_the_map(kernel: int, dil
             torch.testing.assert_close(leaf.grad[n, :, :height, :width], single.grad[0])
 
 
+@pytest.mark.parametrize("nd", [1, 2, 3])
+def test_a_window_larger_than_the_map_in_ceil_mode(nd: int) -> None:
+    """As torch.nn: the only window is cut off at the end of the map if it runs over by less than a step."""
+    for n, kernel, stride, padding in itertools.product((1, 2, 3, 5), (2, 3, 4, 7), (1, 2, 3, 6), (0, 1)):
+        x = torch.randn(2, 3, *[n] * nd, dtype=torch.float64)
+        fits = kernel <= n + 2 * padding + stride - 1
+        for name, options in (("Max", {"return_indices": True}), ("Avg", {}), ("Avg", {"count_include_pad": False})):
+            if name == "Avg" and nd == 3:
+                continue  # torch's asks for a whole window here
+            arguments = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": True, **options}
+            ours, theirs = (getattr(place, f"{name}Pool{nd}d")(**arguments) for place in (everypool, torch.nn))
+            if fits:
+                torch.testing.assert_close(ours(x), theirs(x))
+            else:
+                rejected(lambda ours=ours, x=x: ours(x), ValueError, "kernel_size")
+        if fits:  # the fold without torch's kernel
+            y = pool(x, Max("last"), Sliding(kernel, stride, padding, ceil_mode=True))
+            assert torch.equal(y, getattr(torch.nn, f"MaxPool{nd}d")(kernel, stride, padding, ceil_mode=True)(x))
+
+
 def test_numpy_integers_are_integers() -> None:
     """As torch.nn takes them; a narrow one does not wrap."""
     two, large = np.int64(2), np.uint8(200)
@@ -257,6 +278,15 @@ def test_boxes_in_narrow_types_know_their_sample(dtype: torch.dtype) -> None:
     for function in (everypool.roi_align, everypool.roi_pool):
         assert torch.equal(function(x, boxes, 1).flatten(), torch.arange(2100.0))
     assert everypool.roi_pool(X[:0].int(), [], 2).shape == (0, 2, 2, 2)
+
+
+def test_boxes_far_larger_than_a_map_of_few_cells() -> None:
+    """The coarsest level of a pyramid may be a single cell: samples up to a cell outside count, others are 0."""
+    x = torch.full((1, 1, 1, 1), 3.0)
+    box = torch.tensor([[0.0, -4.0, -4.0, 8.0, 8.0]])
+    inside = sum(-1 <= -4 + i + 0.5 <= 1 for i in range(12)) / 12  # one sample per cell: places -3.5, -2.5, ...
+    assert everypool.roi_align(x, box, 1).item() == pytest.approx(3 * inside**2, rel=1e-6)
+    rejected(lambda: everypool.roi_align(x, box * 2, 1), ValueError, "boxes")
 
 
 def test_a_level_without_cells_takes_no_part_in_the_maximum() -> None:

@@ -168,8 +168,8 @@ class Boxes(Windows):
         most = self.sampling_ratio if self.sampling_ratio > 0 else 4 * ((n + out - 1) // out) + 1
         if self.sampling_ratio <= 0 and readable(low):
             needed = int(ratio.max()) if ratio.numel() else 1
-            if needed > most:
-                rule = "at most four times as long as the map where sampling_ratio is 0"
+            if needed > max(most, 16):  # boxes may well leave a map of few cells
+                rule = "at most four times as long as the map, or 16 cells a bin, where sampling_ratio is 0"
                 raise check.invalid("boxes", rule, check.Shown(f"{float(length.max()):.6g} cells over a map of {n}"))
             most = needed
         number = torch.arange(most, device=low.device)

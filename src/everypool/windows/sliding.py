@@ -144,11 +144,11 @@ class _Row:
 
     def checked(self) -> tuple[int, Any, Any]:
         if self.pair is not None and not torch.compiler.is_exporting():
-            padded = self.n + sum(self.pair)
-            if self.reach > padded:
-                raise check.invalid(
-                    "kernel_size", f"at most the padded input, {padded}, once dilated", check.Shown(str(self.reach))
-                )
+            # in ceil mode the only window may run over the end too, by less than a step
+            padded, over = self.n + sum(self.pair), self.stride - 1 if self.ceil else 0
+            if self.reach > padded + over:
+                rule = f"at most the padded input, {padded}, " + (f"and {over} more, " if over else "") + "once dilated"
+                raise check.invalid("kernel_size", rule, check.Shown(str(self.reach)))
         return self.sized(self.n)
 
     def own(self, size: Tensor) -> _Own:
