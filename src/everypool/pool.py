@@ -304,16 +304,19 @@ def each(name: str, checked: Callable[[Any, Tensor], Tensor], items: Any, tensor
 
 
 def checked_mask(mask: Any, x: Tensor) -> Tensor:
-    spatial = ", ".join(str(n) for n in x.shape[2:])
-    rule = f"a bool tensor of shape (N, 1 or C, *spatial) = ({x.shape[0]}, 1 or {x.shape[1]}, {spatial})"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise check.wrong_type("mask", rule, mask)
+        raise check.wrong_type("mask", mask_rule(x), mask)
     fits = mask.dim() == x.dim() and mask.shape[0] == x.shape[0] and mask.shape[2:] == x.shape[2:]
     if not fits or (mask.shape[1] != 1 and mask.shape[1] != x.shape[1]):
-        raise check.invalid("mask", rule, mask)
+        raise check.invalid("mask", mask_rule(x), mask)
     if mask.device != x.device:
         raise check.invalid("mask", f"on the device of the input, {x.device}", check.Shown(str(mask.device)))
     return mask
+
+
+def mask_rule(x: Tensor) -> str:
+    batch, channels, *spatial = x.shape
+    return f"a bool tensor of shape (N, 1 or C, *spatial) = ({batch}, 1 or {channels}, {', '.join(map(str, spatial))})"
 
 
 def checked_sizes(sizes: Any, x: Tensor) -> Tensor:

@@ -257,6 +257,8 @@ class Folds:
         if traced():  # a symbolic batch cannot be walked through
             tap = chooser(*self.taps(x)).unsqueeze(-1)
             return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
+        if batch == 0 or channels == 0:
+            return flat.new_zeros((batch, channels, *self.layout.out))
         planes = x.flatten(2)
         mask = None if self.mask is None else self.mask.expand(batch, channels, *self.layout.spatial).flatten(2)
         step = max(1, CHUNK // max(flat[0].numel(), 1))
@@ -273,7 +275,7 @@ class Folds:
                 tap = chooser(values, exists).unsqueeze(-1)
                 parts.append(here.reshape(real.shape).expand(values.shape).gather(-1, tap).squeeze(-1))
             rows.append(torch.cat(parts))
-        return torch.stack(rows) if rows else flat.new_zeros((0, channels, *self.layout.out))
+        return torch.stack(rows)
 
     def taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for few reducers."""

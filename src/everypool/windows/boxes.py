@@ -164,10 +164,11 @@ class Boxes(Windows):
         else:
             length = (high - low).clamp(min=1)
         size = length / out
-        ratio = torch.full_like(size, self.sampling_ratio) if self.sampling_ratio > 0 else size.ceil().clamp(min=1)
+        # as published, a box without extent has no sample
+        ratio = torch.full_like(size, self.sampling_ratio) if self.sampling_ratio > 0 else size.ceil()
         most = self.sampling_ratio if self.sampling_ratio > 0 else 4 * ((n + out - 1) // out) + 1
         if self.sampling_ratio <= 0 and readable(low):
-            needed = int(ratio.max()) if ratio.numel() else 1
+            needed = max(int(ratio.max()), 1) if ratio.numel() else 1
             if needed > max(most, 16):  # boxes may well leave a map of few cells
                 rule = "at most four times as long as the map, or 16 cells a bin, where sampling_ratio is 0"
                 raise check.invalid("boxes", rule, check.Shown(f"{float(length.max()):.6g} cells over a map of {n}"))
@@ -175,7 +176,7 @@ class Boxes(Windows):
         number = torch.arange(most, device=low.device)
         bin_number = torch.arange(out, device=low.device).reshape(1, -1, 1)
         size, ratio = size.reshape(-1, 1, 1), ratio.reshape(-1, 1, 1)
-        place = low.reshape(-1, 1, 1) + bin_number * size + (number + 0.5) * size / ratio
+        place = low.reshape(-1, 1, 1) + bin_number * size + (number + 0.5) * size / ratio.clamp(min=1)
         limit = extent.reshape(-1, 1, 1)
         inside = (place >= -1) & (place <= limit)
         place = torch.minimum(place.clamp(min=0), (limit - 1).to(place.dtype))
