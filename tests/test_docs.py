@@ -95,10 +95,11 @@ def operations_of(kind: str) -> dict[str, everypool.Operation]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_readme_names_every_operation(kind: str) -> None:
+def test_readme_names_operations_that_exist(kind: str) -> None:
+    """Not all of them: a new operation is one file and one line; `everypool list` and the reference have them all."""
     rows = table(TEXTS["README.md"], f"<!-- operations: {kind} -->")
     operations = operations_of(kind)
-    assert set(rows) == set(operations)
+    assert set(rows) <= set(operations)
     for name, row in rows.items():
         named = re.findall(r"`(\w+)`", row[-1])
         assert named

@@ -3,6 +3,8 @@
 Pooling is a reducer folded over windows; see `everypool.pool`, and `everypool.operations()` for all there is.
 """
 
+from types import ModuleType as _ModuleType
+
 from everypool._check import InvalidValue as InvalidValue
 from everypool.blocks import *
 from everypool.factory import create as create
@@ -16,3 +18,8 @@ from everypool.reducers import *
 from everypool.windows import *
 
 __version__ = "0.1.0"
+
+# the star imports above bring the folders' own modules along; `everypool.max` would be a module and no pooling
+for _name, _item in list(globals().items()):
+    if isinstance(_item, _ModuleType) and _item.__name__ != f"{__name__}.{_name}":
+        del globals()[_name]

@@ -52,8 +52,10 @@ def record(operation: Operation) -> dict[str, Any]:
 def table(rows: Iterable[Operation]) -> Table:
     """A line or two each, within 80 columns and more."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
-    for heading, style in (("name", {"no_wrap": True}), ("formula and names", {"ratio": 1}), ("axes", {}), ("parameters", {})):
-        result.add_column(heading, **style)  # type: ignore[arg-type]
+    result.add_column("name", no_wrap=True)
+    result.add_column("formula and names", ratio=1)
+    result.add_column("axes")
+    result.add_column("parameters")
     for op in rows:
         axes = str(op.nd[0]) if len(op.nd) == 1 else f"{op.nd[0]}-{op.nd[-1]}"
         shown = f"{escape(op.formula)}\n[dim]{', '.join(short(op))}[/dim]"

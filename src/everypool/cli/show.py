@@ -12,7 +12,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("operation", metavar="OP", required=False)
+@click.argument("operation", metavar="[OP]", required=False)
 @click.option("--all", "everything", is_flag=True, help="All operations on one contact sheet.")
 @click.option("--image", type=click.Path(path_type=Path), help="The photo.  [default: scikit-image's coffee cup]")
 @click.option("--kernel", default=2, show_default=True, type=click.IntRange(min=1),

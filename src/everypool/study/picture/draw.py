@@ -31,7 +31,7 @@ __all__ = ["checked_output", "contact_sheet", "save", "slide"]
 
 INK, PALE, LINE = "#1A1A1A", "#5F6368", "#9AA0A6"
 SUFFIXES = (".png", ".svg")
-SETTINGS = {"font.family": "DejaVu Sans", "svg.hashsalt": "everypool", "svg.fonttype": "path", "path.simplify": True}
+SETTINGS: Any = {"font.family": "DejaVu Sans", "svg.hashsalt": "everypool", "svg.fonttype": "path", "path.simplify": True}
 Rect = tuple[float, float, float, float]  # left, bottom, width, height in inches
 
 
@@ -54,7 +54,7 @@ class Page:
         )
         inches = float(item.get_window_extent().width / self.figure.dpi)
         if most and inches > most:
-            item.set_size(size * most / inches)
+            item.set_fontsize(size * most / inches)
             return most
         return inches
 

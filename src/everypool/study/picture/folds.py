@@ -82,7 +82,8 @@ def reducer_scene(title: str, formula: str, summary: str, source: str, function:
     height, width = x.shape[-2:]
     n, m = near.input.shape[0], near.output.shape[0]
     crop = Box(near.left, near.top, near.left + n, near.top + n, SECOND, 3.5)
-    small = Box(*(edge / kernel for edge in (near.left, near.top, near.left + n, near.top + n)), SECOND, 3.5)
+    left, top, right, bottom = (edge / kernel for edge in (near.left, near.top, near.left + n, near.top + n))
+    small = Box(left, top, right, bottom, SECOND, 3.5)
     windows = f"{kernel} × {kernel}"
     limits = (0.0, max(10.0, float(y.max())))
     main = (

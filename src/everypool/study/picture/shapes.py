@@ -312,13 +312,14 @@ def unpool_scene(operation: Operation, x: Tensor, kernel: int) -> Scene:
         return back
 
     cut = x[..., : x.shape[-2] // kernel * kernel, : x.shape[-1] // kernel * kernel]
-    near = zoom(lambda t: everypool.max_pool(t, kernel), cut, kernel)  # type: ignore[no-any-return]
+    near = zoom(lambda t: everypool.max_pool(t, kernel), cut, kernel)
     height, width = cut.shape[-2:]
     pooled = plain(everypool.max_pool(cut, kernel))
     back = plain(there_and_back(cut))
     n, m = near.input.shape[0], near.output.shape[0]
     area = (float(near.left), float(near.top), float(near.left + n), float(near.top + n))
-    crop, small = Box(*area, SECOND, 3.5), Box(*(edge / kernel for edge in area), SECOND, 3.5)
+    left, top, right, bottom = (edge / kernel for edge in area)
+    crop, small = Box(*area, SECOND, 3.5), Box(left, top, right, bottom, SECOND, 3.5)
     main = (
         canvas_of(
             whole(pooled, limits=BLANK), "Input", f"{pooled.shape[0]} × {pooled.shape[1]} maxima and their places", (small,)
