@@ -27,26 +27,7 @@ class Monoid:
 
     def over(self, state: State, dim: int) -> State:
         """Merge everything along `dim`, in order, and drop it."""
-        length = state[0].shape[dim]
-        while length > 1:
-            even = length // 2 * 2
-            joined = self.merge(_every_second(state, dim, 0, even), _every_second(state, dim, 1, even))
-            if even < length:
-                rest = tuple(part.narrow(dim, length - 1, 1) for part in state)
-                joined = tuple(torch.cat(_alike(a, b), dim) for a, b in zip(joined, rest, strict=True))
-            state = joined
-            length = (length + 1) // 2
-        return tuple(part.select(dim, 0) for part in state)
-
-
-def _every_second(state: State, dim: int, start: int, end: int) -> State:
-    return tuple(part[(slice(None),) * (dim % part.dim()) + (slice(start, end, 2),)] for part in state)
-
-
-def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return first, second.expand(
-        [b if b > 1 else a for a, b in zip(first.shape[:2], second.shape[:2], strict=True)] + list(second.shape[2:])
-    )
+        raise NotImplementedError
 
 
 def _lag(part: Tensor, whole: Tensor) -> Tensor:
@@ -104,6 +85,24 @@ class ArgMax(Monoid):
             better = better | other.isnan()
         take = (where >= 0) & (better | (index < 0))
         return torch.where(take, other, value), torch.where(take, where, index)
+
+    def over(self, state: State, dim: int) -> State:
+        value, index = torch.broadcast_tensors(*state)
+        exists = index >= 0
+        top = value.amax(dim, keepdim=True)
+        hit = exists & (value == top)
+        late = torch.full_like(top, self.last, dtype=torch.bool)
+        if value.is_floating_point():
+            hit = hit | (exists & value.isnan())
+            late = late | top.isnan()
+        shape = [1] * value.dim()
+        shape[dim] = value.shape[dim]
+        place = torch.arange(value.shape[dim], device=value.device).reshape(shape)
+        last = torch.where(hit, place, -1).amax(dim, keepdim=True)
+        first = torch.where(hit, place, value.shape[dim]).amin(dim, keepdim=True)
+        chosen = torch.where(late, last, first).clamp(min=0, max=value.shape[dim] - 1)
+        found = index.gather(dim, chosen)
+        return top.squeeze(dim), found.masked_fill(last < 0, -1).squeeze(dim)
 
 
 class LogMean(Monoid):
