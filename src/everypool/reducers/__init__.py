@@ -6,6 +6,7 @@ from everypool.reducers.logsumexp import *
 from everypool.reducers.lp import *
 from everypool.reducers.max import *
 from everypool.reducers.mean import *
+from everypool.reducers.median import *
 from everypool.reducers.power import *
 from everypool.reducers.soft import *
 from everypool.reducers.unpool import *
