@@ -25,7 +25,7 @@ from everypool.study.summary import Study
 
 __all__ = ["command"]
 
-DEFAULT = "max,avg,lp,soft,gem,center,logsumexp"
+DEFAULT = "max,avg,lp,soft,gem,center"
 
 
 class Stop:
@@ -81,7 +81,7 @@ def writable(ctx: click.Context, option: click.Parameter, value: Path | None) ->
 @click.option("--pool", default=DEFAULT, show_default=True, callback=pools_of, metavar="NAME[:SETTING=VALUE],...",
               help="Poolings to compare, such as max,gem:p=4,soft. The others are compared with the first.")  # fmt: skip
 @click.option("--seeds", default=8, show_default=True, type=click.IntRange(1, 1000), help="Networks trained per pooling.")
-@click.option("--epochs", default=8, show_default=True, type=click.IntRange(1, 1000), help="Passes over the training images.")
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1, 1000), help="Passes over the training images.")
 @click.option("-o", "--output", default="report.html", show_default=True, callback=writable,
               type=click.Path(path_type=Path), help="The report.")  # fmt: skip
 @click.option("--results", callback=writable, type=click.Path(path_type=Path), metavar="FILE",
