@@ -56,7 +56,7 @@ def align(x: np.ndarray, rois: np.ndarray, out: tuple[int, ...], scale: float, r
             exists = np.ones(plane.shape, bool) if mask is None else mask[int(row[0]), channel % mask.shape[1]]
             for cell in np.ndindex(*out):
                 size = length / np.array(out)
-                number = [ratio if ratio > 0 else max(math.ceil(s), 1) for s in size]
+                number = [ratio if ratio > 0 else math.ceil(s) for s in size]  # none in a box without extent, as published
                 places = itertools.product(*[
                     [low[a] + cell[a] * size[a] + (i + 0.5) * size[a] / number[a] for i in range(number[a])] for a in range(nd)
                 ])  # fmt: skip

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from everypool.backends.axes import traced
+from everypool.backends.axes import Axis, Table, traced
+from everypool.backends.gradients import LogMeanExp, SoftMean, Total, Weighted, mean_of
 from everypool.backends.layout import Layout, prefix_mask
-from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum, Weighted
+from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum
+from everypool.backends.monoids import Weighted as WeightedSum
 
 __all__ = ["Folds", "wide"]
 
-CHUNK = 1 << 22  # taps of an unmergeable reducer that are laid out at once
+CHUNK = 1 << 20  # taps of an unmergeable reducer that are laid out at once
 BLOCK = 1 << 15  # elements folded at once outside of traced graphs: a state then stays in cache, and few copies live
 
 
@@ -55,7 +56,7 @@ class Folds:
         """The mask as numbers; (1, 1, *spatial) of ones without one."""
         if self.mask is not None:
             return self.mask.to(dtype)
-        return torch.ones((1, 1, *self.layout.spatial), dtype=dtype, device=self.device)
+        return torch.ones((), dtype=dtype, device=self.device).expand(1, 1, *self.layout.spatial)
 
     def number(self, dtype: torch.dtype) -> Tensor:
         """How many valid elements each window has."""
@@ -97,7 +98,7 @@ class Folds:
     def _fold(self, monoid: Monoid, state: State, *, back: bool = False) -> State:
         for axis in reversed(range(self.nd)):  # last axis first: the earlier of equal values is then row-major first
             along = self.layout.axes[axis]
-            state = (along.transposed() if back else along).fold(monoid, state, 2 + axis)
+            state = _folded_in_parts(along.transposed() if back else along, monoid, state, 2 + axis)
         return state
 
     def _blocked(self, verb: Callable[..., Any], *tensors: Tensor) -> Any:
@@ -110,14 +111,15 @@ class Folds:
         results: list[Tensor] = []
         for start in range(0, channels, step):
             block = slice(start, start + step)
-            parts = verb(self._channels(block), *(tensor[:, block] if tensor.shape[1] > 1 else tensor for tensor in tensors))
+            parts = verb(self.channels(block), *(tensor[:, block] if tensor.shape[1] > 1 else tensor for tensor in tensors))
             for i, part in enumerate(parts if isinstance(parts, tuple) else (parts,)):
                 if start == 0:
                     results.append(part.new_empty((part.shape[0], channels, *part.shape[2:])))
                 results[i][:, block] = part
         return tuple(results) if len(results) > 1 else results[0]
 
-    def _channels(self, block: slice) -> Folds:
+    def channels(self, block: slice) -> Folds:
+        """The same folds over some of the channels."""
         if self.mask is None or self.mask.shape[1] == 1:
             return self
         part = copy(self)
@@ -125,8 +127,11 @@ class Folds:
         return part
 
     def total(self, v: Tensor) -> Tensor:
-        """Sum over each window; linear, so autograd keeps nothing. `v` must be zero where masked."""
-        return self._fold(Sum(), (v,))[0]
+        """Sum over each window; linear, so nothing is kept for the gradient. `v` must be zero where masked."""
+        return self._total(v, back=False) if plain_autograd() else Total.apply(v, self, False)
+
+    def _total(self, v: Tensor, back: bool) -> Tensor:
+        return self._fold(Sum(), (v,), back=back)[0]
 
     def maximum(self, x: Tensor) -> Tensor:
         """Largest value of each window, without an index."""
@@ -159,7 +164,7 @@ class Folds:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
         u = self.masked(u, float("-inf"))
         if not plain_autograd():
-            return _LogMeanExp.apply(u, self)
+            return LogMeanExp.apply(u, self)
         top, mean = self._log_mean_exp(u)
         return top + mean.log1p()
 
@@ -177,16 +182,16 @@ class Folds:
         """Mean of x with weights exp(u) over each window, exact for huge and nearly equal x and u."""
         u, x = self.masked(u, float("-inf")), self.masked(x)
         if not plain_autograd():
-            return _SoftMean.apply(u, x, self)
+            return SoftMean.apply(u, x, self)
         _, centre, total, rest = self._soft_mean(u, x)
-        return _mean(centre, total, rest)
+        return mean_of(centre, total, rest)
 
     def _soft_mean(self, u: Tensor, x: Tensor) -> State:
-        v, rest = torch.ones_like(u), torch.zeros_like(u)
+        v, rest = self.ones(u.dtype), torch.zeros((), dtype=u.dtype, device=u.device).expand(u.shape)
         if plain_autograd():  # 1 and 0, with the slopes that u and x give them
-            v = torch.where(u.isinf(), v, (u - u.detach()).exp())
+            v = v * torch.where(u.isinf(), torch.ones_like(u), (u - u.detach()).exp())
             rest = torch.where(x.isinf(), rest, x - x.detach())
-        return self._fold(Centred(), (u.detach(), x.detach(), v * self.ones(u.dtype), rest))
+        return self._fold(Centred(), (u.detach(), x.detach(), v, rest))
 
     def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
         """sum of v * exp(u - level) over each window; level must not lie far below the window's largest u.
@@ -196,10 +201,10 @@ class Folds:
         u = self.masked(u, float("-inf"))
         if plain_autograd():
             return self._weighted(u, level, v, hard)
-        return _Weighted.apply(u, level, v, self, hard)
+        return Weighted.apply(u, level, v, self, hard)
 
     def _weighted(self, u: Tensor, level: Tensor, v: Tensor, hard: bool) -> Tensor:
-        monoid = Weighted(hard)
+        monoid = WeightedSum(hard)
         start = u.detach()
         if plain_autograd() and not hard:
             v = v * torch.where(start.isinf(), torch.zeros_like(u), u - start).exp()
@@ -213,7 +218,7 @@ class Folds:
 
     def _spread(self, u: Tensor, level: Tensor, a: Tensor, hard: bool) -> Tensor:
         """Transpose of `weighted`: sum over an element's windows of a * exp(u - level)."""
-        monoid = Weighted(hard)
+        monoid = WeightedSum(hard)
         nowhere = level.isinf()
         start = (-level).masked_fill(nowhere, float("-inf"))
         top, value = self._fold(monoid, (start, a.masked_fill(nowhere, 0.0)), back=True)
@@ -226,60 +231,67 @@ class Folds:
         nowhere = top.isinf()
         start = (-top).masked_fill(nowhere, float("-inf"))
         a = a.masked_fill(nowhere, 0.0)
-        top, centre, total, rest = self._fold(Centred(), (start, y, a, torch.zeros_like(a)), back=True)
+        top, centre, total, rest = self._fold(
+            Centred(), (start, y, a, torch.zeros((), dtype=a.dtype, device=a.device).expand(a.shape)), back=True
+        )
         weight = torch.where(u.isinf() | top.isinf(), 0.0, (u + top).exp())
         share = weight * total
         return torch.where(weight == 0, 0.0, share * (x - centre) - weight * rest), share
 
     # -- reducers whose state does not merge ----------------------------------------------------------------------------
 
-    def tap_table(self) -> tuple[Tensor, Tensor]:
+    def rows(self, planes: int = 1) -> list[slice]:
+        """Windows along the first axis, in parts of which the taps over so many planes may be laid out at once."""
+        if plain_autograd():
+            return [slice(None)]
+        out, *others = self.layout.out
+        taps = _product(axis.table(self.device)[0].shape[-1] for axis in self.layout.axes)
+        step = max(1, CHUNK // max(planes * taps * _product(others), 1))
+        return [slice(start, min(start + step, out)) for start in range(0, out, step)]
+
+    def tap_table(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Flat positions (N or 1, *out, taps) of every window's elements in row-major order, and which exist."""
-        tables = [axis.table(self.device) for axis in self.layout.axes]
-        flat: Tensor | None = None
-        found: Tensor | None = None
-        for axis, (positions, exists) in enumerate(tables):
-            rows = positions.shape[0] if positions.dim() == 3 else 1
-            shape = [rows] + [1] * (2 * self.nd)
+        flat = torch.zeros((1,) * (2 * self.nd + 1), dtype=torch.int64, device=self.device)
+        found = torch.ones_like(flat, dtype=torch.bool)
+        for axis, along in enumerate(self.layout.axes):
+            positions, exists = along.table(self.device)
+            if axis == 0:
+                positions, exists = positions[..., rows, :], exists[..., rows, :]
+            shape = [positions.shape[0] if positions.dim() == 3 else 1] + [1] * (2 * self.nd)
             shape[1 + axis], shape[1 + self.nd + axis] = positions.shape[-2:]
-            positions, exists = positions.reshape(shape), exists.reshape(shape)
-            flat = positions if flat is None else flat * self.layout.axes[axis].n + positions
-            found = exists if found is None else found & exists
-        if flat is None or found is None:
-            raise ValueError("`axes` must be one or more, got none")
+            flat = flat * along.n + positions.reshape(shape)
+            found = found & exists.reshape(shape)
         return flat.flatten(1 + self.nd), found.expand(flat.shape).flatten(1 + self.nd)
 
     def choose(self, x: Tensor, chooser: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Flat position of the element that `chooser(values, exists)` picks, as a tap number, in each window."""
-        flat, found = self.tap_table()
         x = x.detach()
         batch, channels = x.shape[:2]
         if traced():  # a symbolic batch cannot be walked through
+            flat, _ = self.tap_table()
             tap = chooser(*self.taps(x)).unsqueeze(-1)
             return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
-        if batch == 0 or channels == 0:
-            return flat.new_zeros((batch, channels, *self.layout.out))
         planes = x.flatten(2)
         mask = None if self.mask is None else self.mask.expand(batch, channels, *self.layout.spatial).flatten(2)
-        step = max(1, CHUNK // max(flat[0].numel(), 1))
-        rows = []
-        for row in range(batch):
-            here, real = flat[row % flat.shape[0]].flatten(), found[row % found.shape[0]]
-            parts = []
-            for start in range(0, channels, step):
-                block = slice(start, start + step)
-                values = planes[row, block].index_select(1, here).unflatten(1, real.shape)
-                exists = real.expand(values.shape)
-                if mask is not None:
-                    exists = exists & mask[row, block].index_select(1, here).unflatten(1, real.shape)
-                tap = chooser(values, exists).unsqueeze(-1)
-                parts.append(here.reshape(real.shape).expand(values.shape).gather(-1, tap).squeeze(-1))
-            rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        result = torch.empty((batch, channels, *self.layout.out), dtype=torch.int64, device=x.device)
+        for rows in self.rows():
+            flat, found = self.tap_table(rows)
+            step = max(1, CHUNK // max(flat[0].numel(), 1))
+            for sample in range(batch):
+                here, real = flat[sample % flat.shape[0]].flatten(), found[sample % found.shape[0]]
+                for start in range(0, channels, step):
+                    block = slice(start, start + step)
+                    values = planes[sample, block].index_select(1, here).unflatten(1, real.shape)
+                    exists = real.expand(values.shape)
+                    if mask is not None:
+                        exists = exists & mask[sample, block].index_select(1, here).unflatten(1, real.shape)
+                    tap = chooser(values, exists).unsqueeze(-1)
+                    result[sample, block, rows] = here.reshape(real.shape).expand(values.shape).gather(-1, tap).squeeze(-1)
+        return result
 
-    def taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def taps(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for few reducers."""
-        flat, found = self.tap_table()
+        flat, found = self.tap_table(rows)
         batch = x.shape[0]
         shape = flat.shape[1:]
         index = flat.flatten(1).unsqueeze(1).expand(batch, x.shape[1], -1)
@@ -331,10 +343,29 @@ class Folds:
         return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
 
 
-def _mean(centre: Tensor, total: Tensor, rest: Tensor) -> Tensor:
-    """What a `Centred` state stands for; 0 for nothing at all."""
-    nothing = total == 0
-    return torch.where(nothing, 0.0, centre + rest / torch.where(nothing, 1.0, total))
+def _folded_in_parts(along: Axis, monoid: Monoid, state: State, dim: int) -> State:
+    """`along.fold`, a part of the other axes at a time where no graph is recorded: what a fold holds at once stays small."""
+    full = [max(sizes) for sizes in zip(*(part.shape for part in state), strict=True)]
+    others = [axis for axis in range(2, len(full)) if axis != dim]
+    if not (isinstance(along, Table) and along.positions.dim() == 3):  # such a table has a row for every sample
+        others.append(0)
+    others = [axis for axis in others if full[axis] > 1]
+    if not others or plain_autograd() or any(part.requires_grad for part in state):
+        return along.fold(monoid, state, dim)
+    split = max(others, key=lambda axis: full[axis])
+    step = max(1, BLOCK * full[split] // max(_product(full), 1))
+    if step * 2 > full[split]:
+        return along.fold(monoid, state, dim)
+    state = tuple(part.expand([full[a] if a == split else n for a, n in enumerate(part.shape)]) for part in state)
+    results: list[Tensor] = []
+    for start in range(0, full[split], step):
+        length = min(step, full[split] - start)
+        piece = along.fold(monoid, tuple(part.narrow(split, start, length) for part in state), dim)
+        if not results:
+            results = [part.new_empty([full[a] if a == split else n for a, n in enumerate(part.shape)]) for part in piece]
+        for whole, part in zip(results, piece, strict=True):
+            whole.narrow(split, start, length).copy_(part)
+    return tuple(results)
 
 
 def _product(numbers: Any) -> int:
@@ -342,78 +373,3 @@ def _product(numbers: Any) -> int:
     for number in numbers:
         result = result * number
     return result
-
-
-class _LogMeanExp(Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, folds: Folds) -> Tensor:
-        top, mean = folds._blocked(Folds._log_mean_exp, u)
-        ctx.folds = folds
-        ctx.save_for_backward(u, top, mean)
-        return top + mean.log1p()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        u, top, mean = ctx.saved_tensors
-        ones = ctx.folds.ones(u.dtype)
-        if torch.is_grad_enabled():  # the weights' sum has a derivative of its own
-            total = _Weighted.apply(u, top, ones.expand(u.shape), ctx.folds, False)
-        else:
-            total = (mean + 1) * ctx.folds.number(u.dtype)
-        return _Spread.apply(u, top, grad / torch.where(total > 0, total, 1.0), ctx.folds, False), None
-
-
-class _SoftMean(Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, x: Tensor, folds: Folds) -> Tensor:
-        top, centre, total, rest = folds._blocked(Folds._soft_mean, u, x)
-        y = _mean(centre, total, rest)
-        ctx.folds = folds
-        ctx.save_for_backward(u, x, top, total, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        u, x, top, total, y = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            a = grad / torch.where(total > 0, total, 1.0)
-            return *ctx.folds._blocked(Folds._soft_spread, u, x, top, y, a), None
-        total = _Weighted.apply(u, top, ctx.folds.ones(u.dtype).expand(u.shape), ctx.folds, False)
-        a = grad / torch.where(total > 0, total, 1.0)
-        y = _Weighted.apply(u, top, x, ctx.folds, False) / torch.where(total > 0, total, 1.0)
-        share = _Spread.apply(u, top, a, ctx.folds, False)
-        return x * share - _Spread.apply(u, top, a * y, ctx.folds, False), share, None
-
-
-class _Weighted(Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, level: Tensor, v: Tensor, folds: Folds, hard: bool) -> Tensor:
-        result = folds._blocked(lambda part, *tensors: part._weighted(*tensors, hard), u, level, v)
-        ctx.folds, ctx.hard = folds, hard
-        ctx.save_for_backward(u, level, v, result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        u, level, v, result = ctx.saved_tensors
-        share = _Spread.apply(u, level, grad, ctx.folds, ctx.hard)
-        if ctx.hard:
-            return None, None, share, None, None
-        return v * share, -grad * result, share, None, None
-
-
-class _Spread(Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, level: Tensor, a: Tensor, folds: Folds, hard: bool) -> Tensor:
-        result = folds._blocked(lambda part, *tensors: part._spread(*tensors, hard), u, level, a)
-        ctx.folds, ctx.hard = folds, hard
-        ctx.save_for_backward(u, level, a, result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        u, level, a, result = ctx.saved_tensors
-        share = _Weighted.apply(u, level, grad, ctx.folds, ctx.hard)
-        if ctx.hard:
-            return None, None, share, None, None
-        return grad * result, -a * share, share, None, None

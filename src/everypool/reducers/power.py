@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
@@ -21,6 +22,7 @@ from everypool.reducers.max import even_maximum
 __all__ = ["Power"]
 
 NORMS = ("mean", "sum")
+HELD = 16  # tensors of windows laid out that exist at once, gradient included
 SIGNED = ("clamp", "abs", "shift", "odd")
 
 
@@ -111,15 +113,32 @@ class Power(Reducer):
         return share.detach().sign() * torch.where(nothing, torch.zeros_like(size), size)
 
     def _shifted(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
-        taps, exists = folds.taps(x)
+        """Such a state does not merge: windows are laid out, a part at a time, and again for the gradient."""
+        whole = folds.rows(HELD * x.shape[0] * x.shape[1])
+        if len(whole) == 1:
+            return self._shifted_rows(x, p, folds, whole[0])
+        channels = []
+        for channel in range(x.shape[1]):
+            block = slice(channel, channel + 1)
+            own = p[block] if isinstance(p, Tensor) and p.dim() else p
+            part = folds.channels(block)
+            rows = [
+                checkpoint(self._shifted_rows, x[:, block], own, part, rows, use_reentrant=False, preserve_rng_state=False)
+                for rows in folds.rows(HELD * x.shape[0])
+            ]
+            channels.append(torch.cat(rows, 2))
+        return torch.cat(channels, 1)
+
+    def _shifted_rows(self, x: Tensor, p: Any, folds: Folds, rows: slice) -> Tensor:
+        taps, exists = folds.taps(x, rows)
         top = torch.finfo(x.dtype).max
         least = taps.masked_fill(~exists, top).amin(-1, keepdim=True)
         a = (taps - least).masked_fill(~exists, 0)
         if isinstance(p, Tensor) and p.dim():
             p = p.reshape(-1, 1, 1)
         a, exists = a.flatten(2, -2), exists.flatten(2, -2)
-        rows = Layout((Keep(a.shape[2]), Bins(a.shape[3], 1)), full=True)
-        y = self._mean(a, p, Folds(rows, exists, x.device))
+        side_by_side = Layout((Keep(a.shape[2]), Bins(a.shape[3], 1)), full=True)
+        y = self._mean(a, p, Folds(side_by_side, exists, x.device))
         return y.reshape(least.shape[:-1]) + least.squeeze(-1)
 
 

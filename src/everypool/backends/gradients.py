@@ -1,0 +1,113 @@
+"""Gradients of the verbs of `Folds`, of every order: what they save is input and output, never something per tap.
+
+The derivative of a sum over windows is the sum over the windows of each element, and that of `weighted` is `spread` and the
+other way round, so these functions are closed under differentiation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from everypool.backends.eager import Folds
+
+__all__ = ["LogMeanExp", "SoftMean", "Spread", "Total", "Weighted", "mean_of"]
+
+
+def mean_of(centre: Tensor, total: Tensor, rest: Tensor) -> Tensor:
+    """What a `Centred` state stands for; 0 for nothing at all."""
+    nothing = total == 0
+    return torch.where(nothing, 0.0, centre + rest / torch.where(nothing, 1.0, total))
+
+
+class Total(Function):
+    """Sum over each window, or with `back` over the windows of each element."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, folds: Folds, back: bool) -> Tensor:
+        ctx.folds, ctx.back = folds, back
+        result: Tensor = folds._blocked(lambda part, v: part._total(v, back), v)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return Total.apply(grad, ctx.folds, not ctx.back), None, None
+
+
+class LogMeanExp(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, folds: Folds) -> Tensor:
+        top, mean = folds._blocked(type(folds)._log_mean_exp, u)
+        ctx.folds = folds
+        ctx.save_for_backward(u, top, mean)
+        return top + mean.log1p()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, top, mean = ctx.saved_tensors
+        ones = ctx.folds.ones(u.dtype)
+        if torch.is_grad_enabled():  # the weights' sum has a derivative of its own
+            total = Weighted.apply(u, top, ones.expand(u.shape), ctx.folds, False)
+        else:
+            total = (mean + 1) * ctx.folds.number(u.dtype)
+        return Spread.apply(u, top, grad / torch.where(total > 0, total, 1.0), ctx.folds, False), None
+
+
+class SoftMean(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, x: Tensor, folds: Folds) -> Tensor:
+        top, centre, total, rest = folds._blocked(type(folds)._soft_mean, u, x)
+        y = mean_of(centre, total, rest)
+        ctx.folds = folds
+        ctx.save_for_backward(u, x, top, total, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, x, top, total, y = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            a = grad / torch.where(total > 0, total, 1.0)
+            return *ctx.folds._blocked(type(ctx.folds)._soft_spread, u, x, top, y, a), None
+        total = Weighted.apply(u, top, ctx.folds.ones(u.dtype).expand(u.shape), ctx.folds, False)
+        a = grad / torch.where(total > 0, total, 1.0)
+        y = Weighted.apply(u, top, x, ctx.folds, False) / torch.where(total > 0, total, 1.0)
+        share = Spread.apply(u, top, a, ctx.folds, False)
+        return x * share - Spread.apply(u, top, a * y, ctx.folds, False), share, None
+
+
+class Weighted(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, level: Tensor, v: Tensor, folds: Folds, hard: bool) -> Tensor:
+        result = folds._blocked(lambda part, *tensors: part._weighted(*tensors, hard), u, level, v)
+        ctx.folds, ctx.hard = folds, hard
+        ctx.save_for_backward(u, level, v, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, level, v, result = ctx.saved_tensors
+        share = Spread.apply(u, level, grad, ctx.folds, ctx.hard)
+        if ctx.hard:
+            return None, None, share, None, None
+        return v * share, -grad * result, share, None, None
+
+
+class Spread(Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, level: Tensor, a: Tensor, folds: Folds, hard: bool) -> Tensor:
+        result = folds._blocked(lambda part, *tensors: part._spread(*tensors, hard), u, level, a)
+        ctx.folds, ctx.hard = folds, hard
+        ctx.save_for_backward(u, level, a, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, level, a, result = ctx.saved_tensors
+        share = Weighted.apply(u, level, grad, ctx.folds, ctx.hard)
+        if ctx.hard:
+            return None, None, share, None, None
+        return grad * result, -a * share, share, None, None
