@@ -24,7 +24,7 @@ compare: $(CLI)
 	$(BIN)/everypool compare $(ARGS)
 
 test: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(ALL)
 	$(BIN)/ruff check .
