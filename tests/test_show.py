@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import everypool
+from everypool.cli import main
 from everypool.study.picture import gallery
 from everypool.study.picture.folds import zoom
 from everypool.study.picture.formula import typeset
@@ -163,3 +164,12 @@ def test_retrieval_is_softmax_attention():
 def test_formulas_are_set_as_mathematics():
     assert typeset("y = (mean(x^p))^(1/p)") == r"$y\ =\ (\mathrm{mean}(x^{p}))^{1/p}$"
     assert typeset("q <- xi k") == r"$q\ \leftarrow\ \xi\ k$"
+
+
+def test_commands_run_again_in_one_process(capsys: pytest.CaptureFixture[str]):
+    """Once imported, the module `everypool.cli.list` must not take the place of Python's `list`."""
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            main(["list", "--json"])
+        assert left.value.code == 0
+        assert json.loads(capsys.readouterr().out)

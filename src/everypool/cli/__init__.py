@@ -35,7 +35,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
         from everypool.cli.group import group
 
-        result = group.main(None if arguments is None else list(arguments), prog_name="everypool", standalone_mode=False)
+        result = group.main(None if arguments is None else [*arguments], prog_name="everypool", standalone_mode=False)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "everypool":
             raise

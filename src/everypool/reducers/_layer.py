@@ -97,7 +97,7 @@ def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channel
         raise check.invalid("channels", f"{start.numel()}, the number of elements of `{name}`", channels)
     if channels is not None and start.numel() == 1:
         start = start.reshape(1).repeat(channels)
-    if not bool(start.isfinite().all()):  # beyond the type that parameters have
+    if any_of(start, lambda v: ~v.isfinite()):  # beyond the type that parameters have
         raise check.invalid(name, f"finite as {start.dtype}".replace("torch.", ""), value)
     if learnable:
         setattr(module, name, nn.Parameter(start))
