@@ -267,7 +267,7 @@ class Folds:
         """Flat position of the element that `chooser(values, exists)` picks, as a tap number, in each window."""
         x = x.detach()
         batch, channels = x.shape[:2]
-        if traced():  # a symbolic batch cannot be walked through
+        if plain_autograd():  # a symbolic batch cannot be walked through, nor one that a transform adds be written into
             flat, _ = self.tap_table()
             tap = chooser(*self.taps(x)).unsqueeze(-1)
             return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
@@ -345,12 +345,14 @@ class Folds:
 
 def _folded_in_parts(along: Axis, monoid: Monoid, state: State, dim: int) -> State:
     """`along.fold`, a part of the other axes at a time where no graph is recorded: what a fold holds at once stays small."""
+    if plain_autograd() or any(part.requires_grad for part in state):
+        return along.fold(monoid, state, dim)
     full = [max(sizes) for sizes in zip(*(part.shape for part in state), strict=True)]
     others = [axis for axis in range(2, len(full)) if axis != dim]
     if not (isinstance(along, Table) and along.positions.dim() == 3):  # such a table has a row for every sample
         others.append(0)
     others = [axis for axis in others if full[axis] > 1]
-    if not others or plain_autograd() or any(part.requires_grad for part in state):
+    if not others:
         return along.fold(monoid, state, dim)
     split = max(others, key=lambda axis: full[axis])
     step = max(1, BLOCK * full[split] // max(_product(full), 1))
