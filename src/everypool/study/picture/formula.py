@@ -74,6 +74,7 @@ def one(token: str) -> str:
         "<-": r"\leftarrow",
         "×": r"\times",
         "*": r"\cdot",
+        "|": r"\,\vert\,",
         "#": r"\#",
         "$": r"\$",
         "%": r"\%",
