@@ -1,4 +1,4 @@
-"""README and the pages in docs: snippets print what is shown, tables name every operation, names and links exist."""
+"""README and the pages in docs: snippets print what is shown; tables, names and links lead to what exists."""
 
 from __future__ import annotations
 

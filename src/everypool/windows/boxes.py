@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -89,7 +90,7 @@ class Boxes(Windows):
             raise check.wrong_type("sampling_ratio", "an int", self.sampling_ratio)
         if getattr(reducer, "indices", False):
             raise NotImplementedError("`return_indices` must be False over boxes: samples lie between cells")
-        bins, ratio = _product(out), max(int(self.sampling_ratio), 1) if self.sampling == "align" else 1
+        bins, ratio = math.prod(out), max(int(self.sampling_ratio), 1) if self.sampling == "align" else 1
         if bins > MOST:
             raise check.invalid("output_size", f"at most {MOST} bins in all", self.output_size)
         if bins * ratio**nd > MOST:
@@ -271,13 +272,6 @@ class Boxes(Windows):
         if there is None:
             there = torch.ones((y.shape[0], 1, bins, 1), dtype=torch.bool, device=x.device)
         return y.reshape(*y.shape[:2], *out).to(x.dtype), there.reshape(*there.shape[:2], *out)
-
-
-def _product(numbers: tuple[int, ...]) -> int:
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
 
 
 def _rounded_away(x: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ def retrieval_scene(operation: Operation, x: Tensor) -> Scene:
 
     mine = Box(*places[ASKED], ACCENT, 4)
     best = BETAS[-1]
-    middle = (size[1] - 1.6 * SIDE) / 2
     big = 1.6 * SIDE
+    middle = (size[1] - big) / 2
     left, right = (2.0, middle, 2.0 + big, middle + big), (size[0] - 2.0 - big, middle, size[0] - 2.0, middle + big)
     slope = gradient(lambda s: recalled(s, state, BETAS[1]), stored)
     most = float(slope.abs().max())

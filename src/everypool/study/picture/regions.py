@@ -37,15 +37,15 @@ def region(x: Tensor) -> Corners:
     return 0.28 * width, 0.22 * height, 0.76 * width, 0.83 * height
 
 
-def boxes(*corners: Corners) -> Tensor:
-    """Corners as the operations take them, all of the first sample."""
-    return torch.tensor([[0.0, *box] for box in corners], dtype=torch.float64)
+def boxes(corners: Corners) -> Tensor:
+    """One box of the first sample, as the operations take them."""
+    return torch.tensor([[0.0, *corners]], dtype=torch.float64)
 
 
-def bin_lines(corners: Corners, colour: str = ACCENT, width: float = 1.5) -> Grid:
+def bin_lines(corners: Corners) -> Grid:
     left, top, right, bottom = corners
     columns, rows = np.linspace(left, right, BINS + 1), np.linspace(top, bottom, BINS + 1)
-    return Grid(tuple(columns.tolist()), tuple(rows.tolist()), corners, colour, width)
+    return Grid(tuple(columns.tolist()), tuple(rows.tolist()), corners, ACCENT, 1.5)
 
 
 def region_scene(operation: Operation, x: Tensor) -> Scene:
