@@ -49,7 +49,7 @@ $(BASE): constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("PYTHON must be Python 3.11 or later, got %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV), once; torch is a large download"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch numpy hatchling editables
+	$(PIP) torch numpy setuptools
 	@touch $@
 
 $(CLI): $(BASE) pyproject.toml

@@ -1,137 +1,141 @@
-"""Time every registered reducer: `python -m benchmarks [--quick]`.
+"""Time everypool against its rivals: `python -m benchmarks [--quick]`.
 
-Each row is checked first, against the record's own definition in float64 on windows picked at random; a row that is
-wrong shows no figure, and the program ends with 1. Times are the best of several rounds, in milliseconds, one thread:
+Every case is checked first, outputs and gradients, against float64; one that is wrong shows no figure, and the program
+ends with 1. All contenders run in one process on pinned threads, in shuffled turn; times are medians over the rounds,
+ratios are medians of the ratios within each round. What each rival is and how it is called stands in `rivals.py`.
 
-    everypool   forward; forward and backward
-    torch       forward of what one would write with torch's operators, where there is such a thing
-    floor       reading the input once and writing the output once, at the speed of a plain copy
+    table       the poolings of well known networks, forward and forward+backward
+    reducers    every registered reducer over windows of a few sizes
+    large       how time grows with the window
+    small       what one call costs
+    memory      what max pooling adds to memory in training
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-import everypool
-from everypool.pool import Operation
+from benchmarks import extra
+from benchmarks.cases import CASES, Case, Data
+from benchmarks.chart import chart
+from benchmarks.facts import facts, slug
+from benchmarks.measure import Effort, Row, measured
+from benchmarks.reducers import reducer_cases
+from benchmarks.report import header, line, record, summary, write
+from benchmarks.rivals import BUILDERS, missing, set_threads
 
-EPSILONS = 64  # how far a float32 result may be from the float64 one, in units of its precision
-CHECKED = 200  # windows per row
-WINDOWS: tuple[tuple[int, int] | None, ...] = ((2, 2), (3, 2), (7, 1), None)  # (kernel, stride); None is the whole map
-
-# what one writes without this package; `mean` pools in the windows of the row
-BY_HAND: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]], Tensor]] = {
-    "max": lambda x, mean, largest: largest(x),
-    "avg": lambda x, mean, largest: mean(x),
-    "lp": lambda x, mean, largest: mean(x.square()).sqrt(),
-    "gem": lambda x, mean, largest: mean(x.clamp(min=1e-6).pow(3.0)).pow(1 / 3.0),
-    "soft": lambda x, mean, largest: mean(x * x.exp()) / mean(x.exp()),
-    "logsumexp": lambda x, mean, largest: mean(x.exp()).log(),
-}
+SECTIONS = ("table", "reducers", "large", "small", "memory")
+RIVALS = tuple(name for name in BUILDERS if name != "everypool")
+RESULTS = Path(__file__).parent / "results"
 
 
-def layer(operation: Operation, window: tuple[int, int] | None) -> torch.nn.Module:
-    """The operation as a layer with its default settings."""
-    if window is None:
-        return everypool.create(operation.name, keepdim=True)
-    return everypool.create(operation.name, kernel_size=window[0], stride=window[1])
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small maps, few rounds, torch eager alone: does all run and is it right"
+    )
+    parser.add_argument("--section", action="append", choices=SECTIONS, help="only this one; may be given more than once")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="only cases whose names contain this")
+    parser.add_argument("--rivals", default=",".join(RIVALS), metavar="NAMES", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 7, with --quick 2")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="per case and pass; default: 4, with --quick 0.1")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1; the floor always has one")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="default for a whole run: benchmarks/results/PROCESSOR.json")
+    parser.add_argument("--chart", type=Path, metavar="PATH", help="only draw the results in --json; .svg or .png")
+    options = parser.parse_args(arguments)
+    unknown = set(filter(None, options.rivals.split(","))) - set(RIVALS)
+    if unknown:
+        parser.error(f"--rivals must be of {', '.join(RIVALS)}, got {', '.join(sorted(unknown))}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    return options
 
 
-def by_hand(operation: Operation, window: tuple[int, int] | None) -> Callable[[Tensor], Tensor] | None:
-    """The same in torch's operators, up to a constant factor."""
-    write = BY_HAND.get(operation.name)
-    if write is None:
-        return None
-    if window is None:
-        return lambda x: write(x, lambda y: y.mean((2, 3), keepdim=True), lambda y: y.amax((2, 3), keepdim=True))
-    return lambda x: write(x, lambda y: F.avg_pool2d(y, *window), lambda y: F.max_pool2d(y, *window))
+def chosen_cases(sections: tuple[str, ...], only: str, quick: bool) -> list[Case]:
+    cases = [*CASES, *reducer_cases()]
+    if quick:
+        cases = [case.small() for case in cases if case.quick]
+    return [case for case in cases if case.section in sections and only.lower() in case.name.lower()]
 
 
-def fault(operation: Operation, y: Tensor, x: Tensor, window: tuple[int, int] | None) -> str | None:
-    """What is wrong with y, by the record's definition of one window in float64; None if nothing."""
-    kernel, stride = ((x.shape[2], x.shape[3]), 1) if window is None else ((window[0], window[0]), window[1])
-    out = tuple((n - k) // stride + 1 for n, k in zip(x.shape[2:], kernel, strict=True))
-    if tuple(y.shape) != (*x.shape[:2], *out):
-        return f"has shape {tuple(y.shape)} instead of {(*x.shape[:2], *out)}"
-    if operation.reference is None:
-        return "has no definition to compare with"
-    places = list(itertools.product(*(range(n) for n in y.shape)))
-    for place in np.random.default_rng(0).permutation(len(places))[:CHECKED]:
-        n, c, i, j = places[place]
-        cell = (slice(i * stride, i * stride + kernel[0]), slice(j * stride, j * stride + kernel[1]))
-        values = x[n, c].double().numpy()[cell]
-        expected = operation.reference(values, np.ones(values.shape, dtype=bool))
-        allowed = EPSILONS * torch.finfo(x.dtype).eps * max(abs(expected), float(np.abs(values).max()))
-        if not abs(float(y[n, c, i, j]) - expected) <= allowed:
-            return f"gives {float(y[n, c, i, j])!r} instead of {expected!r}"
-    return None
-
-
-def best(call: Callable[[], Any], rounds: int) -> float:
-    """Milliseconds of the fastest round, of two calls or more each."""
-    call()
-    start = time.perf_counter()
-    call()
-    calls = max(2, int(0.01 / max(time.perf_counter() - start, 1e-9)))
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - start) / calls)
-    return 1e3 * min(times)
-
-
-def trained(module: torch.nn.Module, x: Tensor) -> None:
-    module(x).sum().backward()
+def run_cases(cases: list[Case], effort: Effort, allowed: tuple[str, ...], save: Any) -> list[Row]:
+    """Measure and print all cases; `save` is told the rows after each."""
+    rows: list[Row] = []
+    if cases:
+        print(header())
+    for case in cases:
+        try:
+            data = Data.make(case)
+        except Exception as error:  # the definition itself fails: wrong, and the others go on
+            rows.append(Row(case, False, f"{type(error).__name__}: {error}"))
+            print(line(rows[-1]), flush=True)
+            continue
+        for train in (False, True):
+            rows.append(measured(data, train, effort, allowed))
+            print(line(rows[-1]), flush=True)
+        save(rows)
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time every registered reducer.")
-    parser.add_argument("--quick", action="store_true", help="a small map and few rounds: does everything run and is it right")
-    quick = parser.parse_args(arguments).quick
-    torch.set_num_threads(1)
+    options = parsed(arguments)
+    path: Path | None = options.json
+    if options.chart:
+        path = path or RESULTS / f"{slug()}.json"
+        chart(json.loads(path.read_text(encoding="utf-8")), options.chart)
+        print(f"wrote {options.chart}")
+        return 0
+    set_threads(options.threads)
     torch.manual_seed(0)
-    shape, rounds = ((2, 8, 32, 32), 2) if quick else ((8, 64, 56, 56), 7)
-    x = torch.randn(shape)
-    copy = torch.empty_like(x)
-    per_element = best(lambda: copy.copy_(x), rounds) / (2 * x.numel())
-    print(f"torch {torch.__version__}, float32, input {tuple(shape)}, {torch.get_num_threads()} thread, milliseconds")
-    print(f"{'operation':<14}{'windows':<10}{'forward':>10}{'with grad':>10}{'torch':>10}{'floor':>10}")
-    wrong = 0
-    for operation in everypool.operations().values():
-        if operation.kind != "reducer":
-            continue
-        for window in WINDOWS:
-            name = "global" if window is None else f"{window[0]}x{window[0]}/{window[1]}"
-            module = layer(operation, window)
-            with torch.no_grad():
-                y = module(x)
-                problem = fault(operation, y, x, window)
-                if problem:
-                    wrong += 1
-                    print(f"{operation.name:<14}{name:<10}  WRONG: {problem}")
-                    continue
-                forward = best(lambda module=module: module(x), rounds)  # type: ignore[misc]
-                hand = by_hand(operation, window)
-                rival = f"{best(lambda hand=hand: hand(x), rounds):10.3f}" if hand else f"{'-':>10}"  # type: ignore[misc]
-            leaf = x.clone().requires_grad_()
-            both = best(lambda module=module, leaf=leaf: trained(module, leaf), rounds)  # type: ignore[misc]
-            floor = per_element * (x.numel() + y.numel())
-            print(f"{operation.name:<14}{name:<10}{forward:10.3f}{both:10.3f}{rival}{floor:10.3f}")
-    if wrong:
-        print(f"{wrong} wrong; no figure for these", file=sys.stderr)
-    return min(wrong, 1)
+    quick: bool = options.quick
+    sections = tuple(options.section or (("table", "reducers", "large", "small") if quick else SECTIONS))
+    allowed = ("eager",) if quick else tuple(filter(None, options.rivals.split(",")))
+    whole = not quick and set(sections) == set(SECTIONS) and not options.only and set(allowed) == set(RIVALS)
+    if path is None and whole:
+        path = RESULTS / f"{slug()}.json"
+    rounds, budget = (2, 0.1) if quick else (7, 4.0)
+    effort = Effort(options.rounds or rounds, options.budget or budget)
+    about = facts(options.threads)
+    absent = {name: why for name in allowed if (why := missing(name))}
+    print(f"{about['processor']}, {about['instructions']}, {options.threads} thread(s), torch {torch.__version__}")
+    print(f"everypool {about['versions']['everypool']}: {about['implementation']}; floor: {about['floor']}")
+    for name, why in absent.items():
+        print(f"without {name}: {why}")
+    content: dict[str, Any] = {**about, "date": time.strftime("%Y-%m-%d"), "rounds": effort.rounds, "absent": absent}
+
+    def save(rows: list[Row]) -> None:
+        content["cases"] = [record(row) for row in rows]
+        if path is not None:
+            write(path, content)
+
+    rows = run_cases(chosen_cases(sections, options.only, quick), effort, allowed, save)
+    good = all(row.problem is None for row in rows)
+    sections_run = {
+        "large": lambda: extra.large(effort, quick),
+        "small": lambda: extra.small(effort),
+        "memory": extra.memory,
+    }
+    for name, run in sections_run.items():
+        if name in sections and not options.only:
+            content[name], right = run()
+            good = good and right
+    save(rows)
+    if rows:
+        print(f"\n{summary(rows)}")
+    if path is not None:
+        print(f"wrote {path}")
+    if not good:
+        print("wrong results: no figures for these", file=sys.stderr)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

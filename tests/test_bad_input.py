@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +30,7 @@ from everypool import (
     Strips,
     pool,
 )
+from everypool.backends.choose import choose, forced
 
 X = torch.arange(32.0).reshape(1, 2, 4, 4)
 NAN, INF = float("nan"), float("inf")
@@ -324,11 +328,17 @@ def test_a_value_error_is_also_a_runtime_error() -> None:
             everypool.max_pool(X, 0)
 
 
-def test_an_implementation_asked_for_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVERYPOOL_IMPL", "eager")
-    assert everypool.max_pool(X, 2).shape == (1, 2, 2, 2)
-    monkeypatch.setenv("EVERYPOOL_IMPL", "eagr")
-    assert "did you mean 'eager'" in rejected(lambda: everypool.max_pool(X, 2), ValueError, "EVERYPOOL_IMPL")
+def test_an_implementation_asked_for_by_name_never_falls_back() -> None:
+    with forced("eager"):
+        assert everypool.max_pool(X, 2).shape == (1, 2, 2, 2)
+        assert choose().name == "eager"
+    assert "did you mean 'eager'" in rejected(lambda: forced("eagr").__enter__(), ValueError, "EVERYPOOL_IMPL")
+    with pytest.raises(NotImplementedError, match="must be an implementation that is installed"):
+        forced("triton").__enter__()
+    command = [sys.executable, "-c", "import everypool"]
+    result = subprocess.run(command, env={**os.environ, "EVERYPOOL_IMPL": "eagr"}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "did you mean 'eager'" in result.stderr
 
 
 def test_huge_windows_cost_no_more_than_the_map() -> None:

@@ -9,6 +9,8 @@ from cases import CASES, CONTRACT, ROWS, Case, Row, as_tuple, case_id, numbers, 
 
 import everypool
 
+EPS = torch.finfo(torch.float32).eps
+
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
@@ -50,14 +52,14 @@ def test_random_windows(row: Row, nd: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
 def test_narrow_types(row: Row, dtype: torch.dtype) -> None:
-    """float32 within 64 eps; half types within one step of the float64 value rounded."""
+    """float32 within 64 eps, of the values themselves where they cancel; half types within one step of the rounded float64."""
     for case in [*CONTRACT, sliding((40,), 33, 1, 16), sliding((18, 18), 17, 2, 8)]:
         x = torch.from_numpy(numbers((2, 2, *case.spatial))).to(dtype)
         result, (expected, _) = pooled(row, case, x), case.expected(row, x.double().numpy())
         for y, wanted in zip(as_tuple(result), as_tuple(expected), strict=True):
             assert y.dtype == dtype
             if dtype == torch.float32:
-                np.testing.assert_allclose(y.double().numpy(), wanted, rtol=64 * torch.finfo(dtype).eps, atol=1e-30)
+                np.testing.assert_allclose(y.double().numpy(), wanted, rtol=64 * EPS, atol=EPS * 2.3)
             else:
                 assert steps(y, wanted) <= 1, case.id
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from everypool.pool import Reducer, Windows, apply
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "Made"]
+
+Made = tuple[Callable[..., Any], tuple[Any, ...]]  # a reducer or windows: what makes it, and of what
 
 
 class Layer(nn.Module):

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._memo import MOST, made, plain, token
+from everypool.backends import cpu
 from everypool.backends.axes import readable
 from everypool.backends.choose import choose
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout
+from everypool.backends.recipe import Recipe
 
 __all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "pool", "register"]
 
@@ -33,6 +36,10 @@ class Reducer:
         elif input.dtype not in (*check.FLOATING, *check.INTEGRAL, torch.bool):
             raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(input.dtype)))
 
+    def recipe(self) -> Recipe | str:
+        """This reducer for the compiled loops, or why they do not have it."""
+        return "no compiled loop knows this reducer"
+
     def define(self, x: Tensor, folds: Folds) -> Reduced:
         """The values (N, C, *out), with an index if asked for; and which exist where it is not `folds.exists()`."""
         raise NotImplementedError
@@ -42,6 +49,7 @@ class Windows:
     """Which values belong together; the only place that knows size arithmetic."""
 
     fixed: ClassVar[bool] = False  # the output's size does not depend on the input's
+    folds: ClassVar[bool] = True  # `layouts` says it all
 
     @property
     def many(self) -> bool:
@@ -218,9 +226,37 @@ def pool(
     return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes, return_mask=return_mask)
 
 
+def call(
+    input: Any,
+    reducer: Callable[..., Reducer],
+    settings: tuple[Any, ...],
+    windows: Callable[..., Windows],
+    arguments: tuple[Any, ...],
+    *,
+    nd: int | None = None,
+    mask: Any = None,
+    sizes: Any = None,
+) -> Any:
+    """`apply` to `reducer(*settings)` over `windows(*arguments)`, which a call like an earlier one need not make."""
+    if mask is None and sizes is None and choose().name != "eager" and cpu.suits(input):
+        types = plain(settings + arguments)
+        shape = input.shape
+        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and cpu.in_pixels(input))
+        entry = CALLS.get(key) if types is not None else None
+        if entry is not None:
+            found = entry(input, entry.reducer)
+            if found is not None:
+                return found
+        elif types is not None:
+            if len(CALLS) >= MOST:
+                CALLS.clear()
+            CALLS[key] = new_plan(input, reducer(*settings), windows(*arguments), nd)
+    return apply(input, made(reducer, *settings), made(windows, *arguments), nd=nd, mask=mask, sizes=sizes)
+
+
 def apply(
     input: Any,
-    reducer: str | Reducer,
+    reducer: Any,
     windows: Windows,
     *,
     nd: int | None,
@@ -229,11 +265,15 @@ def apply(
     return_mask: bool = False,
 ) -> Any:
     """`pool` for callers that know the number of spatial axes, so that (C, *spatial) can be told from a batch."""
-    choose()  # a forced implementation that is missing is an error, never a silent fallback
-    reducer = parse(reducer)
+    choice = choose()
+    reducer = reducer if isinstance(reducer, Reducer) else made(parse, reducer)
     if not isinstance(windows, Windows):
         raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
     nd = windows.nd if nd is None else nd
+    if mask is None and sizes is None and not return_mask and choice.name != "eager" and cpu.suits(input):
+        found = planned(input, reducer, windows, nd)
+        if found is not None:
+            return found
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     if single:
         input = input.unsqueeze(0)
@@ -256,7 +296,113 @@ def apply(
     return results[0] if len(results) == 1 else tuple(results)
 
 
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What calls alike in all but their values have in common."""
+
+    reducer: Reducer  # both held: their addresses may be in the key
+    windows: Windows
+    layouts: list[Layout]
+    fold: cpu.Fold | None  # None: the loops do not do it all at once
+    single: bool
+    learned: bool  # the reducer's parameter is a tensor
+    direct: bool  # the fold's only result is the call's
+
+    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
+        """The result, or None where the values need the definition."""
+        fold, windows = self.fold, self.windows
+        if fold is None:
+            return None
+        if self.direct:
+            return fold.linear(input)
+        if self.learned:
+            reducer.check(input)
+            recipe = reducer.recipe()
+            if isinstance(recipe, str):
+                return None
+            fold = cpu.Fold(fold.plan, recipe.parameter, None, definition(reducer, self.layouts))
+        results = fold.run(input.unsqueeze(0) if self.single else input)
+        if results is None:
+            return None
+        number = len(self.layouts)
+        parts = [windows.assemble(list(results[i : i + number])) for i in range(0, len(results), number)]
+        if self.single:
+            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+PLANS: dict[tuple[Any, ...], Planned] = {}
+CALLS: dict[tuple[Any, ...], Planned] = {}
+
+
+def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
+    """The whole call by a plan kept from one like it; None where the loops do not do it all at once."""
+    shape = input.shape
+    tokens = (token(reducer), token(windows))
+    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and cpu.in_pixels(input))
+    entry = PLANS.get(key)
+    if entry is None:
+        if None in tokens:
+            return None
+        entry = new_plan(input, reducer, windows, nd)
+        if len(PLANS) >= MOST:
+            PLANS.clear()
+        PLANS[key] = entry
+    return entry(input, reducer)
+
+
+def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Planned:
+    nothing = Planned(reducer, windows, [], None, False, False, False)
+    if windows.many or not windows.folds:
+        return nothing
+    single = nd is not None and input.dim() == nd + 1
+    x, _, _ = prepared(input.detach().unsqueeze(0) if single else input.detach(), windows, nd, None, None)
+    reducer.check(x)
+    layouts = windows.layouts(tuple(x.shape[2:]), None)
+    try:
+        plan = cpu.make_plan(reducer.recipe(), layouts, tuple(x.shape), x.dtype, cpu.in_pixels(x))
+    except cpu.Unsupported:
+        return nothing
+    parameter = plan.recipe.parameter
+    learned = isinstance(parameter, Tensor)
+    direct = plan.linear and not single and type(windows).assemble is Windows.assemble
+    fold = cpu.Fold(plan, None if learned else parameter, None, definition(reducer, layouts))
+    return Planned(reducer, windows, layouts, fold, single, learned, direct)
+
+
+def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The values of every layout by the definition."""
+    return lambda x: tuple(defined(reducer, x, Folds(layout, None, x.device))[0][0] for layout in layouts)
+
+
+def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
+    """`defined` by the compiled loops, where they can."""
+    if choose().name == "eager" or not cpu.suits(x):
+        return None
+    mask = None if folds.mask is folds.own else folds.mask
+    channels = 0 if mask is None else mask.shape[1]
+    recipe = reducer.recipe()
+    try:
+        plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, cpu.in_pixels(x), channels)
+    except cpu.Unsupported:
+        return None
+    fold = cpu.Fold(
+        plan,
+        plan.recipe.parameter,
+        None if mask is None else mask.contiguous(),
+        lambda x: defined(reducer, x, folds)[0][:1],
+    )
+    results = fold.run(x)
+    return None if results is None else (results, folds.exists())
+
+
 def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
+    """One reducer over one layout, by the implementation that suits."""
+    found = compiled(reducer, x, folds)
+    return defined(reducer, x, folds) if found is None else found
+
+
+def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
     parts, exists = reducer.define(x, folds)
     exists = folds.exists() if exists is None else exists

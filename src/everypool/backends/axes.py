@@ -16,7 +16,7 @@ from torch import Tensor
 
 from everypool.backends.monoids import Monoid, State
 
-__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spread", "Table", "middle", "readable", "traced"]
+__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle", "readable", "traced"]
 
 
 def traced() -> bool:
@@ -35,11 +35,39 @@ def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:
     return part[(slice(None),) * dim + (slice(start, start + length),)]
 
 
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Windows along one axis as compiled loops take them: elements start, start + step, ..., `count` of them.
+
+    A compiled loop may rely on `run` (every element up to the window's own place, or from it on) and on `slide`: kernel,
+    stride and left padding of sliding windows that every sample has in common.
+    """
+
+    start: Tensor  # (1 or N, out), int64
+    count: Tensor
+    step: int = 1
+    run: int = 0  # 1 forward, 2 in reverse
+    slide: tuple[int, int, int] | None = None
+
+    @classmethod
+    def between(cls, start: Tensor, end: Tensor, size: Tensor | None, **kind: Any) -> Spans:
+        """Elements from start up to end, none of them beyond a sample's size."""
+        start, end = start.unsqueeze(0), end.unsqueeze(0)
+        if size is not None:
+            end = torch.minimum(end, size.reshape(-1, 1))
+            start = start.expand(end.shape)
+        return cls(start, (end - start).clamp(min=0), **kind)
+
+
 class Axis:
     """`n` elements related to `out` windows."""
 
     n: int
     out: int
+
+    def spans(self, size: Tensor | None) -> Spans:
+        """The windows as starts and counts, clipped to the map, or to each sample's own size (N,)."""
+        raise NotImplementedError
 
     def fold(self, monoid: Monoid, state: State, dim: int) -> State:
         """Each window's merged state; `dim` goes from n elements to `out` windows."""
@@ -83,6 +111,10 @@ class Keep(Axis):
 
     def transposed(self) -> Axis:
         return self
+
+    def spans(self, size: Tensor | None) -> Spans:
+        place = torch.arange(self.n)
+        return Spans.between(place, place + 1, size)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         positions = torch.arange(self.n, device=device).unsqueeze(-1)
@@ -135,6 +167,17 @@ class Slide(Axis):
         if self.stride > self.n:
             return Table.of(self).transposed()
         return Spread(self._trimmed())
+
+    def spans(self, size: Tensor | None) -> Spans:
+        d = self.dilation
+        start = (torch.arange(self.out) * self.stride - self.left).unsqueeze(0)
+        skipped = torch.div((-start).clamp(min=0) + d - 1, d, rounding_mode="floor")
+        first = start + skipped * d
+        last = torch.tensor([[self.n]]) if size is None else size.reshape(-1, 1)
+        fitting = torch.div(last - 1 - first, d, rounding_mode="floor") + 1
+        count = torch.minimum(fitting, self.kernel - skipped).clamp(min=0)
+        slide = (self.kernel, self.stride, self.left) if size is None else None
+        return Spans(first.expand(count.shape), count, d, slide=slide)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if not traced() and self.stride > self.n:
@@ -252,6 +295,10 @@ class Bins(Axis):
         # j in [floor(i n / o), ceil((i + 1) n / o)) exactly when i in [floor(j o / n), ceil((j + 1) o / n))
         return Bins(self.out, self.n)
 
+    def spans(self, size: Tensor | None) -> Spans:
+        number = torch.arange(self.out)
+        return Spans.between(number * self.n // self.out, ((number + 1) * self.n + self.out - 1) // self.out, size)
+
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         number = torch.arange(self.out, device=device)
         start = number * self.n // self.out
@@ -270,6 +317,7 @@ class Table(Axis):
     out: int
     back: tuple[Tensor, Tensor] | None = None  # the transposed table; needed for gradients only
     middles: tuple[Tensor, Tensor] | None = None  # lower and upper, where they are not those of the elements that exist
+    step: int = 1  # between the elements of a window
 
     @classmethod
     def of(cls, windows: Slide) -> Table:
@@ -294,6 +342,15 @@ class Table(Axis):
         if self.back is None:
             raise NotImplementedError("this table of windows has no transposed table")
         return Table(*self.back, self.out, self.n, (self.positions, self.exists))
+
+    def spans(self, size: Tensor | None) -> Spans:
+        count = self.exists.sum(-1)
+        start = self.positions.gather(-1, self.exists.to(torch.uint8).argmax(-1, keepdim=True)).squeeze(-1)
+        if size is not None:
+            size = size.reshape(-1, 1)
+            count = torch.minimum(count, torch.div(size - 1 - start, self.step, rounding_mode="floor") + 1).clamp(min=0)
+        shape = (-1, self.out)
+        return Spans(start.reshape(shape).expand(count.reshape(shape).shape), count.reshape(shape), self.step)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.positions.to(device), self.exists.to(device)
@@ -347,6 +404,15 @@ class Run(Axis):
 
     def transposed(self) -> Axis:
         return Run(self.n, not self.reverse)
+
+    def spans(self, size: Tensor | None) -> Spans:
+        place = torch.arange(self.n)
+        if self.reverse:
+            return Spans.between(place, torch.full_like(place, self.n), size, run=2)
+        spans = Spans.between(torch.zeros_like(place), place + 1, size, run=1)
+        if size is not None:  # no window beyond a sample's end
+            spans = replace(spans, count=torch.where(place < size.reshape(-1, 1), spans.count, 0))
+        return spans
 
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
         place = torch.arange(self.n, device=device)

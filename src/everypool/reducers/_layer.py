@@ -10,15 +10,41 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import readable
-from everypool.layer import Layer
-from everypool.pool import Windows
+from everypool.layer import Layer, Made
+from everypool.pool import Reducer, Windows, call
 from everypool.windows.bins import Adaptive, Global
 from everypool.windows.sliding import Sliding
 
 __all__ = ["AdaptiveLayer", "GlobalLayer", "Layer", "SlidingLayer", "parameter"]
 
 
-class SlidingLayer(Layer):
+class ReducerLayer(Layer):
+    """A reducer over windows, both of which are made of attributes that may change."""
+
+    def reduced(self) -> Made:
+        """The reducer's class and settings."""
+        raise NotImplementedError
+
+    def placed(self) -> Made:
+        """The windows' class and arguments."""
+        raise NotImplementedError
+
+    @property
+    def reducer(self) -> Reducer:
+        kind, settings = self.reduced()
+        return kind(*settings)
+
+    @property
+    def windows(self) -> Windows:
+        kind, arguments = self.placed()
+        return kind(*arguments)
+
+    def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Any:
+        """Pool (N, C, *spatial), or (C, *spatial) where the number of axes is known; mask and sizes as in `everypool.pool`."""
+        return call(input, *self.reduced(), *self.placed(), nd=self.nd, mask=mask, sizes=sizes)
+
+
+class SlidingLayer(ReducerLayer):
     """Windows of one size at regular steps."""
 
     def __init__(
@@ -41,9 +67,8 @@ class SlidingLayer(Layer):
         Sliding(kernel_size, stride, padding, dilation, ceil_mode).checked(self.nd or 1)
         self.settle(**settings)
 
-    @property
-    def windows(self) -> Windows:
-        return Sliding(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    def placed(self) -> Made:
+        return Sliding, (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def extra_repr(self) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
@@ -51,7 +76,7 @@ class SlidingLayer(Layer):
         return ", ".join(filter(None, (text, self.settings())))
 
 
-class AdaptiveLayer(Layer):
+class AdaptiveLayer(ReducerLayer):
     """A fixed number of bins whatever the input's size."""
 
     def __init__(self, output_size: Any, **settings: Any) -> None:
@@ -60,15 +85,14 @@ class AdaptiveLayer(Layer):
         Adaptive(output_size).checked(self.nd or 1)
         self.settle(**settings)
 
-    @property
-    def windows(self) -> Windows:
-        return Adaptive(self.output_size)
+    def placed(self) -> Made:
+        return Adaptive, (self.output_size,)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (f"output_size={self.output_size}", self.settings())))
 
 
-class GlobalLayer(Layer):
+class GlobalLayer(ReducerLayer):
     """The whole map as one window."""
 
     def __init__(self, keepdim: bool = False, **settings: Any) -> None:
@@ -76,9 +100,8 @@ class GlobalLayer(Layer):
         self.keepdim = check.boolean("keepdim", keepdim)
         self.settle(**settings)
 
-    @property
-    def windows(self) -> Windows:
-        return Global(self.keepdim)
+    def placed(self) -> Made:
+        return Global, (self.keepdim,)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (f"keepdim={self.keepdim}", self.settings())))

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.backends.recipe import Recipe
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
 from everypool.windows import Adaptive, Global, Sliding
 
@@ -55,6 +57,11 @@ class Center(Reducer):
         check.choice("even", self.even, EVEN)
         if self.even == "mean" and not input.is_floating_point():
             raise check.wrong_type("input", "floating point where even='mean'", check.Shown(str(input.dtype)))
+
+    def recipe(self) -> Recipe | str:
+        if self.even == "mean":
+            return "the mean of two middles has no compiled loop"
+        return Recipe("centre", upper=self.even == "upper")
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         sides = {"lower": (False,), "upper": (True,), "mean": (False, True)}[self.even]
@@ -111,8 +118,8 @@ def center_pool(
     >>> center_pool(torch.arange(9.0).reshape(1, 1, 3, 3), 3)
     tensor([[[[4.]]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Center(even), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Center, (even,), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_center_pool(
@@ -123,7 +130,7 @@ def adaptive_center_pool(
     >>> adaptive_center_pool(torch.tensor([[[1.0, 2.0, 3.0]]]), 1)
     tensor([[[2.]]])
     """
-    return apply(input, Center(even), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Center, (even,), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_center_pool(
@@ -134,16 +141,15 @@ def global_center_pool(
     >>> global_center_pool(torch.tensor([[[1.0, 2.0, 3.0]]]))
     tensor([[2.]])
     """
-    return apply(input, Center(even), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, Center, (even,), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _Center(Layer):
     def settle(self, *, even: str = "lower") -> None:
         self.even = check.choice("even", even, EVEN)
 
-    @property
-    def reducer(self) -> Reducer:
-        return Center(self.even)
+    def reduced(self) -> Made:
+        return Center, (self.even,)
 
     def settings(self) -> str:
         return f"even={self.even!r}"

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.layer import Made
+from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter
 from everypool.reducers.power import SIGNED, Power, reference
 from everypool.windows import Adaptive, Global, Sliding
@@ -70,8 +71,8 @@ def gem_pool(
     >>> gem_pool(torch.tensor([[[1.0, 2.0, 2.0, 2.0]]]), 2)
     tensor([[[1.6510, 2.0000]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Power(p, "mean", signed, eps), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Power, (p, "mean", signed, eps), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_gem_pool(
@@ -89,7 +90,7 @@ def adaptive_gem_pool(
     >>> adaptive_gem_pool(torch.tensor([[[1.0, 2.0]]]), 1)
     tensor([[[1.6510]]])
     """
-    return apply(input, Power(p, "mean", signed, eps), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_gem_pool(
@@ -107,7 +108,7 @@ def global_gem_pool(
     >>> global_gem_pool(torch.tensor([[[1.0, 2.0]]]))
     tensor([[1.6510]])
     """
-    result = apply(input, Power(p, "mean", signed, eps), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    result = call(input, Power, (p, "mean", signed, eps), Global, (keepdim,), mask=mask, sizes=sizes)
     return result
 
 
@@ -128,9 +129,8 @@ class _GeM(Layer):
         self.eps = check.number("eps", eps, "a positive finite number", above=0, finite=True)
         self.signed = check.choice("signed", signed, SIGNED)
 
-    @property
-    def reducer(self) -> Reducer:
-        return Power(self.p, "mean", self.signed, self.eps)
+    def reduced(self) -> Made:
+        return Power, (self.p, "mean", self.signed, self.eps)
 
     def settings(self) -> str:
         text = tuple(self.p.shape) if isinstance(self.p, Tensor) else self.p

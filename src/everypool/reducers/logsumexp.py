@@ -12,7 +12,9 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.axes import readable
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.backends.recipe import Recipe
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
     GlobalLayer,
@@ -65,6 +67,9 @@ class LogSumExp(Reducer):
         check.choice("norm", self.norm, NORMS)
         if self.norm == "sum" and any_of(self.r, lambda r: r == 0):
             raise check.invalid("r", "other than 0 with norm='sum'", self.r)
+
+    def recipe(self) -> Recipe | str:
+        return Recipe("logsumexp", self.r, sum=self.norm == "sum")
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))
@@ -153,8 +158,8 @@ def logsumexp_pool(
     >>> logsumexp_pool(torch.tensor([[[0.0, 0.0, 1.0, 3.0]]]), 2)
     tensor([[[0.0000, 2.4338]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, LogSumExp(r, norm), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, LogSumExp, (r, norm), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_logsumexp_pool(
@@ -165,7 +170,7 @@ def adaptive_logsumexp_pool(
     >>> adaptive_logsumexp_pool(torch.tensor([[[1.0, 3.0]]]), 1)
     tensor([[[2.4338]]])
     """
-    return apply(input, LogSumExp(r, norm), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, LogSumExp, (r, norm), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_logsumexp_pool(
@@ -176,7 +181,7 @@ def global_logsumexp_pool(
     >>> global_logsumexp_pool(torch.tensor([[[1.0, 3.0]]]))
     tensor([[2.4338]])
     """
-    return apply(input, LogSumExp(r, norm), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, LogSumExp, (r, norm), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _LogSumExp(Layer):
@@ -187,9 +192,8 @@ class _LogSumExp(Layer):
         parameter(self, "r", r, learnable, channels)
         self.norm = check.choice("norm", norm, NORMS)
 
-    @property
-    def reducer(self) -> Reducer:
-        return LogSumExp(self.r, self.norm)
+    def reduced(self) -> Made:
+        return LogSumExp, (self.r, self.norm)
 
     def settings(self) -> str:
         return f"r={tuple(self.r.shape) if isinstance(self.r, Tensor) else self.r}, norm={self.norm!r}"

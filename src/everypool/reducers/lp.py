@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.layer import Made
+from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting
 from everypool.reducers.power import NORMS, Power, reference
 from everypool.windows import Adaptive, Global, Sliding
@@ -71,8 +72,8 @@ def lp_pool(
     >>> lp_pool(torch.tensor([[[3.0, -4.0]]]), 2, 2)
     tensor([[[5.]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Power(norm_type, norm, "abs"), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Power, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_lp_pool(
@@ -83,7 +84,7 @@ def adaptive_lp_pool(
     >>> adaptive_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2, 1)
     tensor([[[5.]]])
     """
-    return apply(input, Power(norm_type, norm, "abs"), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Power, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_lp_pool(
@@ -94,7 +95,7 @@ def global_lp_pool(
     >>> global_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2)
     tensor([[5.]])
     """
-    result = apply(input, Power(norm_type, norm, "abs"), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    result = call(input, Power, (norm_type, norm, "abs"), Global, (keepdim,), mask=mask, sizes=sizes)
     return result
 
 
@@ -106,9 +107,8 @@ class _LP(Layer):
         self.norm_type = norm_type
         self.norm = check.choice("norm", norm, NORMS)
 
-    @property
-    def reducer(self) -> Reducer:
-        return Power(self.norm_type, self.norm, "abs")
+    def reduced(self) -> Made:
+        return Power, (self.norm_type, self.norm, "abs")
 
     def settings(self) -> str:
         return f"norm_type={self.norm_type}, norm={self.norm!r}"

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.backends.recipe import Recipe
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
 from everypool.windows import Adaptive, Global, Sliding
 
@@ -53,6 +55,11 @@ class Max(Reducer):
         check.choice("ties", self.ties, ("first", "last", "even"))
         if check.boolean("return_indices", self.indices) and self.ties == "even":
             raise check.invalid("ties", "'first' or 'last' where indices are asked for", self.ties)
+
+    def recipe(self) -> Recipe | str:
+        if self.ties == "even":
+            return "equal maxima share the gradient"
+        return Recipe("max", last=self.ties == "last", index=self.indices)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         if x.dtype == torch.bool:
@@ -124,8 +131,8 @@ def max_pool(
     >>> max_pool(torch.tensor([[[0.0, 3.0, 2.0, 1.0]]]), 2)
     tensor([[[3., 2.]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Max(ties, return_indices), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Max, (ties, return_indices), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_max_pool(
@@ -142,7 +149,7 @@ def adaptive_max_pool(
     >>> adaptive_max_pool(torch.tensor([[[0.0, 3.0, 2.0]]]), 1)
     tensor([[[3.]]])
     """
-    return apply(input, Max(ties, return_indices), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Max, (ties, return_indices), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_max_pool(
@@ -153,7 +160,7 @@ def global_max_pool(
     >>> global_max_pool(torch.tensor([[[0.0, 3.0, 2.0]]]))
     tensor([[3.]])
     """
-    return apply(input, Max(ties), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, Max, (ties,), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _Max(Layer):
@@ -161,9 +168,8 @@ class _Max(Layer):
         self.return_indices = check.boolean("return_indices", return_indices)
         self.ties = check.choice("ties", ties, ("first", "last", "even"))
 
-    @property
-    def reducer(self) -> Reducer:
-        return Max(self.ties, self.return_indices)
+    def reduced(self) -> Made:
+        return Max, (self.ties, self.return_indices)
 
     def settings(self) -> str:
         return "" if self.ties == "first" else f"ties={self.ties!r}"

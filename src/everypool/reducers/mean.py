@@ -11,7 +11,9 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.backends.recipe import Recipe
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
 from everypool.windows import Adaptive, Global, Sliding
 
@@ -58,6 +60,9 @@ class Mean(Reducer):
             raise check.wrong_type("divisor_override", "None or an int other than zero", self.divisor)
         if self.divisor == 0 or abs(self.divisor) > check.LARGEST:
             raise check.invalid("divisor_override", "None or an int other than zero, at most 2**40", self.divisor)
+
+    def recipe(self) -> Recipe | str:
+        return Recipe("mean", divisor=self.divisor, cells=self.count_include_pad)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         exact = x.is_floating_point()
@@ -115,8 +120,8 @@ def avg_pool(
     >>> avg_pool(torch.tensor([[[0.0, 1.0, 2.0, 5.0]]]), 2)
     tensor([[[0.5000, 3.5000]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Mean(count_include_pad, divisor_override), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Mean, (count_include_pad, divisor_override), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_avg_pool(input: Any, output_size: Any, *, mask: Tensor | None = None, sizes: Any = None) -> Any:
@@ -125,7 +130,7 @@ def adaptive_avg_pool(input: Any, output_size: Any, *, mask: Tensor | None = Non
     >>> adaptive_avg_pool(torch.tensor([[[0.0, 1.0, 2.0]]]), 2)
     tensor([[[0.5000, 1.5000]]])
     """
-    return apply(input, Mean(), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Mean, (), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_avg_pool(input: Any, *, keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
@@ -134,16 +139,15 @@ def global_avg_pool(input: Any, *, keepdim: bool = False, mask: Tensor | None = 
     >>> global_avg_pool(torch.tensor([[[0.0, 1.0, 2.0]]]))
     tensor([[1.]])
     """
-    return apply(input, Mean(), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, Mean, (), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _Avg(Layer):
     def settle(self) -> None:
         """The mean has no settings of its own."""
 
-    @property
-    def reducer(self) -> Reducer:
-        return Mean()
+    def reduced(self) -> Made:
+        return Mean, ()
 
 
 class _AvgPool(_Avg, SlidingLayer):
@@ -162,9 +166,8 @@ class _AvgPool(_Avg, SlidingLayer):
         self.count_include_pad = check.boolean("count_include_pad", count_include_pad)
         self.divisor_override = check.plain(divisor_override)
 
-    @property
-    def reducer(self) -> Reducer:
-        return Mean(self.count_include_pad, self.divisor_override)
+    def reduced(self) -> Made:
+        return Mean, (self.count_include_pad, self.divisor_override)
 
     def settings(self) -> str:
         return f"count_include_pad={self.count_include_pad}, divisor_override={self.divisor_override}"

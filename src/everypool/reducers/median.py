@@ -11,7 +11,8 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
 from everypool.windows import Adaptive, Global, Sliding
 
@@ -135,8 +136,8 @@ def median_pool(
     >>> median_pool(torch.tensor([[[1.0, 9.0, 2.0, 4.0, 3.0, 8.0]]]), 3)
     tensor([[[2., 4.]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Median(even), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Median, (even,), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_median_pool(
@@ -147,7 +148,7 @@ def adaptive_median_pool(
     >>> adaptive_median_pool(torch.tensor([[[1.0, 9.0, 2.0]]]), 1)
     tensor([[[2.]]])
     """
-    return apply(input, Median(even), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Median, (even,), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_median_pool(
@@ -158,16 +159,15 @@ def global_median_pool(
     >>> global_median_pool(torch.tensor([[[1.0, 9.0, 2.0, 4.0]]]), even="mean")
     tensor([[3.]])
     """
-    return apply(input, Median(even), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, Median, (even,), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _Median(Layer):
     def settle(self, *, even: str = "lower") -> None:
         self.even = check.choice("even", even, EVEN)
 
-    @property
-    def reducer(self) -> Reducer:
-        return Median(self.even)
+    def reduced(self) -> Made:
+        return Median, (self.even,)
 
     def settings(self) -> str:
         return f"even={self.even!r}"

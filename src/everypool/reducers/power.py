@@ -14,6 +14,7 @@ from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
+from everypool.backends.recipe import Recipe
 from everypool.pool import Reducer
 from everypool.reducers._layer import any_of, checked_setting, per_channel
 from everypool.reducers.logsumexp import divisible, near_zero, series
@@ -61,6 +62,11 @@ class Power(Reducer):
             raise check.invalid("p", "other than 0 with norm='sum'", self.p)
         if self.signed == "odd" and any_of(self.p, lambda p: (p <= 0) | (p == float("inf"))):
             raise check.invalid("p", "positive and finite with signed='odd'", self.p)
+
+    def recipe(self) -> Recipe | str:
+        if self.signed not in ("clamp", "abs"):
+            return f"signed={self.signed!r} has no compiled loop"
+        return Recipe("power", self.p, absolute=self.signed == "abs", eps=self.eps, sum=self.norm == "sum")
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = wide(x)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
-from everypool.pool import Operation, Reducer, apply, register
+from everypool.backends.recipe import Recipe
+from everypool.layer import Made
+from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
     GlobalLayer,
@@ -57,6 +59,9 @@ class Soft(Reducer):
         super().check(input)
         checked_setting("beta", self.beta, infinite=False)
         check.choice("grad", self.grad, ("exact", "authors"))
+
+    def recipe(self) -> Recipe | str:
+        return Recipe("soft", self.beta, plain_gradient=self.grad == "authors")
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))
@@ -110,8 +115,8 @@ def soft_pool(
     >>> soft_pool(torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]), 2)
     tensor([[[0.7311, 2.7311]]])
     """
-    windows = Sliding(kernel_size, stride, padding, dilation, ceil_mode)
-    return apply(input, Soft(beta, grad), windows, nd=None, mask=mask, sizes=sizes)
+    windows = (kernel_size, stride, padding, dilation, ceil_mode)
+    return call(input, Soft, (beta, grad), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_soft_pool(
@@ -122,7 +127,7 @@ def adaptive_soft_pool(
     >>> adaptive_soft_pool(torch.tensor([[[0.0, 1.0]]]), 1)
     tensor([[[0.7311]]])
     """
-    return apply(input, Soft(beta, grad), Adaptive(output_size), nd=None, mask=mask, sizes=sizes)
+    return call(input, Soft, (beta, grad), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_soft_pool(
@@ -139,7 +144,7 @@ def global_soft_pool(
     >>> global_soft_pool(torch.tensor([[[0.0, 1.0]]]))
     tensor([[0.7311]])
     """
-    return apply(input, Soft(beta, grad), Global(keepdim), nd=None, mask=mask, sizes=sizes)
+    return call(input, Soft, (beta, grad), Global, (keepdim,), mask=mask, sizes=sizes)
 
 
 class _Soft(Layer):
@@ -150,9 +155,8 @@ class _Soft(Layer):
         parameter(self, "beta", beta, learnable, channels)
         self.grad = check.choice("grad", grad, ("exact", "authors"))
 
-    @property
-    def reducer(self) -> Reducer:
-        return Soft(self.beta, self.grad)
+    def reduced(self) -> Made:
+        return Soft, (self.beta, self.grad)
 
     def settings(self) -> str:
         return f"beta={tuple(self.beta.shape) if isinstance(self.beta, Tensor) else self.beta}"

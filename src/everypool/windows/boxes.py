@@ -59,6 +59,7 @@ class Boxes(Windows):
     sampling: str = "align"
 
     fixed: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
 
     @property
     def many(self) -> bool:

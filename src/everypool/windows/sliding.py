@@ -190,6 +190,7 @@ class _Row:
             out,
             back=(windows.clamp(min=0, max=out - 1), inside & (element < size)),
             middles=(middles[0], middles[1]),
+            step=self.dilation,
         )
 
     def extent(self, own: _Own | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Time everypool against torch, compilers and runtimes: `python -m benchmarks --help`."""

@@ -1,0 +1,52 @@
+"""What a compiled implementation must know of a reducer: a name and a few settings, no code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A reducer in the words of the compiled loops."""
+
+    op: str  # "max", "mean", "power", "soft", "logsumexp" or "centre"
+    parameter: Any = None  # p, beta or r: a float, or a tensor of 1 or C elements
+    last: bool = False  # of equal maxima the last wins
+    index: bool = False  # maxima are returned with their positions
+    divisor: int | None = None  # of a mean
+    cells: bool = False  # a mean counts the cells of explicit padding
+    absolute: bool = False  # |x| instead of max(x, eps)
+    eps: float = 0.0
+    sum: bool = False  # a sum instead of a mean inside
+    plain_gradient: bool = False  # weights are constants to the gradient
+    upper: bool = False  # the later of two middles
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Everything but the parameter's value."""
+        return (
+            self.op,
+            self.last,
+            self.index,
+            self.divisor,
+            self.cells,
+            self.absolute,
+            self.eps,
+            self.sum,
+            self.plain_gradient,
+            self.upper,
+        )
+
+    def values(self, channels: int) -> list[float] | None:
+        """The parameter's values, one or one per channel; None where it does not fit (the definition says what is wrong)."""
+        if not isinstance(self.parameter, Tensor):
+            return [float(self.parameter)]
+        if self.parameter.device.type != "cpu" or self.parameter.numel() not in (1, channels) or self.parameter.dim() > 1:
+            return None
+        values: list[float] = self.parameter.detach().reshape(-1).tolist()
+        return values
