@@ -1,10 +1,63 @@
+// Sliding windows over planes, a vector along the row: which plans these loops do, and which loop does what.
+#include "rows.h"
+
 #include "special.h"
 
 namespace everypool {
+namespace {
 
-bool rows_suits(const Plan&, bool) { return false; }
-int64_t rows_aux_bytes(const Plan&, size_t) { return 0; }
-bool rows_forward(const Plan&, const Call&) { return false; }
-bool rows_backward(const Plan&, const Call&) { return false; }
+bool line_of(const Axis& a, Line& line) {
+  if (a.rows != 1 || a.step != 1 || a.run) return false;
+  if (std::any_of(a.count.begin(), a.count.end(), [](int64_t count) { return count == 0; })) return false;
+  line.n = a.n, line.out = a.out;
+  if (a.slide > 0) {
+    line.kernel = a.kernel, line.stride = a.slide, line.left = a.left;
+    return a.left >= 0 && a.left < a.kernel && a.kernel <= ROWS_KERNEL && a.kernel <= 2 * a.n;
+  }
+  if (a.n != a.out || a.most != 1) return false;  // kept as it is?
+  for (int64_t o = 0; o < a.out; ++o)
+    if (a.start[o] != o) return false;
+  return true;
+}
+
+}  // namespace
+
+bool grid_of(const Plan& plan, Grid& grid) {
+  if (plan.folds.size() != 1) return false;
+  const Fold& fold = plan.folds[0];
+  grid.planes = plan.N * plan.C, grid.in = fold.in, grid.out = fold.out;
+  return line_of(fold.axis[0], grid.d) && line_of(fold.axis[1], grid.h) && line_of(fold.axis[2], grid.w);
+}
+
+bool rows_suits(const Plan& plan, bool training) {
+  const bool types = plan.type == FLOAT32 || plan.type == BFLOAT16 || plan.type == FLOAT16;
+  const bool ops = plan.op == MEAN || (plan.op == MAX && !plan.last && plan.index == NO_INDEX);
+  Grid g;
+  if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
+  if (g.h.out == 1 && g.w.out == 1) return false;   // one window
+  if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew
+  if (!training) return true;
+  return false;
+  if (g.d.kernel > 1 || g.d.stride > 1) return false;
+  return plan.op == MEAN || g.h.kernel * g.w.kernel <= 256;
+}
+
+int64_t rows_aux_bytes(const Plan& plan, size_t fold) {
+  return plan.op == MAX ? plan.N * plan.C * plan.folds[fold].out : 0;
+}
+
+bool rows_forward(const Plan& plan, const Call& call) {
+  Grid grid;
+  grid_of(plan, grid);
+  if (call.take) return rows_take(plan, grid, call);
+  if (call.save) return rows_winners(plan, grid, call);
+  return rows_values(plan, grid, call);
+}
+
+bool rows_backward(const Plan& plan, const Call& call) {
+  Grid grid;
+  grid_of(plan, grid);
+  return rows_gradient(plan, grid, call);
+}
 
 }  // namespace everypool

@@ -1,0 +1,189 @@
+// Sliding windows over planes, a vector along the row: what the forward and the backward loops share.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "folds.h"
+#include "tile.h"
+
+namespace everypool {
+
+// One axis: window o holds the elements from o * stride - left on, `kernel` of them, that lie in [0, n).
+struct Line {
+  int64_t n = 1, out = 1, kernel = 1, stride = 1, left = 0;
+
+  int64_t begin(int64_t o) const { return o * stride - left; }
+  int64_t first(int64_t o) const { return std::max<int64_t>(begin(o), 0); }
+  int64_t end(int64_t o) const { return std::min(begin(o) + kernel, n); }
+  bool whole() const { return left == 0 && begin(out - 1) + kernel <= n; }  // no window reaches beyond the axis
+  // windows that hold element i
+  int64_t low(int64_t i) const { return i + left < kernel ? 0 : (i + left - kernel) / stride + 1; }
+  int64_t high(int64_t i) const { return std::min((i + left) / stride + 1, out); }
+};
+
+struct Grid {
+  int64_t planes = 0, in = 1, out = 1;  // elements of a plane
+  Line d, h, w;
+};
+
+// false: not what these loops do
+bool grid_of(const Plan& plan, Grid& grid);
+
+bool rows_values(const Plan& plan, const Grid& grid, const Call& call);    // forward
+bool rows_winners(const Plan& plan, const Grid& grid, const Call& call);   // forward of a maximum that keeps what has won
+bool rows_take(const Plan& plan, const Grid& grid, const Call& call);      // the elements that have won
+bool rows_gradient(const Plan& plan, const Grid& grid, const Call& call);  // backward
+
+constexpr int64_t ROWS_SERIAL = 32768;         // elements below which threads cost more than they bring
+constexpr int64_t ROWS_TILE = 16 << 10;        // bytes of rows between two steps: they stay in the first cache
+constexpr int64_t ROWS_WIDE = 1024;            // elements of a row at which it is cut into several
+constexpr int64_t ROWS_KERNEL = 512;           // largest window along an axis
+constexpr int64_t ROWS_UNITS = 64;             // fewer planes than that are cut into bands of rows
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Planes, or where there are few of them, bands of `lines` rows each: what one thread does at a time.
+struct Units {
+  int64_t planes, lines, parts, number;
+  Units(int64_t planes_, int64_t lines_, int64_t line_size) : planes(planes_), lines(lines_) {
+    const int64_t most = std::max<int64_t>(lines * line_size / ROWS_SERIAL, 1);
+    parts = planes >= ROWS_UNITS ? 1 : std::min({(ROWS_UNITS + planes - 1) / std::max<int64_t>(planes, 1), most, lines});
+    number = planes * parts;
+  }
+  int64_t plane(int64_t unit) const { return unit / parts; }
+  int64_t low(int64_t unit) const { return unit % parts * lines / parts; }
+  int64_t high(int64_t unit) const { return (unit % parts + 1) * lines / parts; }
+};
+
+// f(begin, end) on torch's threads; false where there was no memory
+template <class F> bool in_parallel(int64_t number, bool worth_it, const F& f) {
+  struct Context {
+    const F& f;
+    std::atomic<bool> failed{false};
+  } context{f};
+  if (number == 0) return true;
+  parallel(
+      number, worth_it,
+      [](int64_t begin, int64_t end, void* p) {
+        Context& c = *static_cast<Context*>(p);
+        try {
+          c.f(begin, end);
+        } catch (const std::bad_alloc&) {
+          c.failed = true;
+        }
+      },
+      &context);
+  return !context.failed;
+}
+
+template <class F> bool with_type(int type, const F& f) {
+  switch (type) {
+    case FLOAT32: return f(float{});
+    case BFLOAT16: return f(bfloat16{});
+    default: return f(float16{});
+  }
+}
+
+// f with the number as a constant where it is one of N, else with 0
+template <int... N, class F> EP_INLINE void with_constant(int64_t n, const F& f) {
+  const bool found = ((n == N && (f(std::integral_constant<int, N>{}), true)) || ...);
+  if (!found) f(std::integral_constant<int, 0>{});
+}
+
+// ---- lanes ----------------------------------------------------------------------------------------------------------------
+
+EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
+#if EP_256
+  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
+#elif EP_128
+  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
+#else
+  return (vi)(a != a) | (vi)(b != b);
+#endif
+}
+
+// Lane P, P + S, P + 2 S, ... of S vectors in a row.
+template <int P, int S, class V, int... I> EP_INLINE V phase_of(const V* v, std::integer_sequence<int, I...> lanes) {
+  constexpr int L = sizeof...(I);
+  if constexpr (S == 1) {
+    return v[0];
+  } else if constexpr (S == 2) {
+    return __builtin_shufflevector(v[0], v[1], (2 * I + P)...);
+  } else if constexpr (S == 4) {
+    const V half[2] = {phase_of<P % 2, 2>(v, lanes), phase_of<P % 2, 2>(v + 2, lanes)};
+    return phase_of<P / 2, 2>(half, lanes);
+  } else {
+    static_assert(S == 3, "strides of their own");
+    // 3 is prime to L: every lane of the three vectors is wanted from one of them only
+    constexpr auto source = [](int lane) { return (3 * ((lane + 3 * L - P) * (L % 3 == 1 ? (2 * L + 1) / 3 : (L + 1) / 3) % L) + P) / L; };
+    const V two = __builtin_shufflevector(v[0], v[1], (source(I) == 1 ? L + I : I)...);
+    const V three = __builtin_shufflevector(two, v[2], (source(I) == 2 ? L + I : I)...);
+    return __builtin_shufflevector(three, three, ((3 * I + P) % L)...);
+  }
+}
+template <int P, int S, class V> EP_INLINE V phase(const V* v) {
+  return phase_of<P, S>(v, std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])>{});
+}
+
+// p[0], p[stride], p[2 * stride], ...; S is the stride where it is a constant
+template <int S, class V, class E> EP_INLINE V strided(const E* p, int64_t stride) {
+  constexpr int L = sizeof(V) / sizeof(E);
+  if constexpr (S == 0) {
+    V v;
+    for (int i = 0; i < L; ++i) v[i] = p[i * stride];
+    return v;
+  } else {
+    V v[S];
+    for (int i = 0; i < S; ++i) v[i] = loadu<V>(p + i * L);
+    return phase<0, S>(v);
+  }
+}
+
+template <class V, int... I> EP_INLINE void interleave_of(V& a, V& b, std::integer_sequence<int, I...>) {
+  constexpr int L = sizeof...(I);
+  const V first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * L)...);
+  b = __builtin_shufflevector(a, b, (L / 2 + I / 2 + I % 2 * L)...);
+  a = first;
+}
+EP_INLINE void interleave(vf& a, vf& b) { interleave_of(a, b, std::make_integer_sequence<int, LF>{}); }
+
+typedef uint8_t vb __attribute__((vector_size(LF)));
+EP_INLINE vi load_taps(const uint8_t* p) { return __builtin_convertvector(loadu<vb>(p), vi); }
+
+// as many of the lanes as fit before `end`
+template <class T> EP_INLINE void store_until(T* p, vf v, const T* end) {
+  if (end - p >= LF)
+    store_as(p, v);
+  else if (p < end)
+    store_part(p, v, end - p);
+}
+template <class T> EP_INLINE vf load_until(const T* p, const T* end) {
+  return end - p >= LF ? load_as(p) : load_part(p, std::max<int64_t>(end - p, 0));
+}
+template <class T> float value(const T* p) { return load_part(p, 1)[0]; }
+
+// Row of a tile: what lies before the first element and after the last one is filled, the elements begin at `lead`.
+struct Span {
+  int64_t lead = 0;   // aligned
+  int64_t first = 0;  // where the first window begins
+  int64_t from = 0, to = 0;  // columns of the plane
+  int64_t end = 0;    // of the last window
+
+  // columns [begin, begin + size) of n, with at most `before` of them in front of the plane
+  Span(int64_t begin, int64_t size, int64_t n, int64_t before) {
+    lead = round_up(before, LF);
+    from = std::min(std::max<int64_t>(begin, 0), n), to = std::max(std::min(begin + size, n), from);
+    first = lead - (from - begin);
+    end = first + size;
+  }
+  template <class E, class Store> void fill(E* row, E before, E after, const Store& store) const {
+    if (first < lead)
+      for (int64_t j = 0; j < lead; j += LF) store(row + j, before);
+    for (int64_t j = lead + to - from; j < end; j += LF) store(row + j, after);
+  }
+};
+
+}  // namespace everypool

@@ -1,0 +1,383 @@
+// Values of sliding windows: rows are folded into one another first, then every row of the results along itself.
+#include "rows.h"
+
+namespace everypool {
+namespace {
+
+struct Largest {
+  using E = float;
+  using V = vf;
+  using Part = vf;  // a vector of E
+  static constexpr bool mean = false;
+  static E neutral() { return lowest<float>(); }
+  static EP_INLINE V lift(vf x) { return x; }
+  template <class T> static EP_INLINE V read(const T* p) { return load_as(p); }
+  static EP_INLINE V load(const E* p) { return loadu<vf>(p); }
+  static EP_INLINE void store(E* p, V v) { storeu(p, v); }
+  static EP_INLINE V merge(V a, V b) { return largest(a, b); }
+  static EP_INLINE vf finish(V v, const E*) { return v; }
+  template <int S> static EP_INLINE V every(const E* p, int64_t stride) { return strided<S, vf>(p, stride); }
+};
+
+struct Total {
+  using E = double;
+  using V = Wide;
+  using Part = vd;
+  static constexpr bool mean = true;
+  typedef float Half __attribute__((vector_size(EP_BYTES / 2)));
+  static E neutral() { return 0; }
+  static EP_INLINE V lift(vf x) { return widened(x); }
+  template <class T> static EP_INLINE V read(const T* p) { return widened(load_as(p)); }
+  static EP_INLINE V read(const float* p) {  // two loads and two conversions, no lanes cross
+    return {__builtin_convertvector(loadu<Half>(p), vd), __builtin_convertvector(loadu<Half>(p + LD), vd)};
+  }
+  static EP_INLINE V load(const E* p) { return {loadu<vd>(p), loadu<vd>(p + LD)}; }
+  static EP_INLINE void store(E* p, V v) { storeu(p, v.lo), storeu(p + LD, v.hi); }
+  static EP_INLINE V merge(V a, V b) { return a + b; }
+  static EP_INLINE vf finish(V v, const E* scale) { return narrowed(v * load(scale)); }
+  template <int S> static EP_INLINE V every(const E* p, int64_t stride) {
+    const int64_t s = S == 0 ? stride : S;
+    return {strided<S, vd>(p, stride), strided<S, vd>(p + s * LD, stride)};
+  }
+};
+
+// Merges groups of S lanes that lie side by side: S vectors become one.
+template <int S> EP_INLINE vf merge_groups(const vf* v, Largest) {
+  if constexpr (S == 4) {
+    const vf half[2] = {merge_groups<2>(v, Largest{}), merge_groups<2>(v + 2, Largest{})};
+    return merge_groups<2>(half, Largest{});
+  } else {
+    const vf two = largest(phase<0, S>(v), phase<1, S>(v));
+    return S == 3 ? largest(two, phase<S - 1, S>(v)) : two;
+  }
+}
+template <int S> EP_INLINE vd sum_groups(const vd* v) {
+  if constexpr (S == 4) {
+    const vd half[2] = {sum_groups<2>(v), sum_groups<2>(v + 2)};
+    return sum_groups<2>(half);
+  } else {
+    const vd two = phase<0, S>(v) + phase<1, S>(v);
+    return S == 3 ? two + phase<S - 1, S>(v) : two;
+  }
+}
+template <int S> EP_INLINE Wide merge_groups(const Wide* v, Total) {
+  vd part[2 * S];
+  for (int i = 0; i < S; ++i) part[2 * i] = v[i].lo, part[2 * i + 1] = v[i].hi;
+  return {sum_groups<S>(part), sum_groups<S>(part + S)};
+}
+
+constexpr int MOST_TAPS = 96;
+constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
+constexpr int DIRECT_TAPS = 8;   // of a sum
+
+// A vector of every tap, merged; M is their number where it is a constant.
+template <class Op, int M> EP_INLINE typename Op::V merged(const typename Op::E* const* tap, int m, int64_t at) {
+  typename Op::V v = Op::load(tap[0] + at);
+  const int number = M ? M : m;
+#pragma GCC unroll 8
+  for (int t = 1; t < number; ++t) v = Op::merge(v, Op::load(tap[t] + at));
+  return v;
+}
+template <class Op> void merge_flat(const typename Op::E* const* tap, int m, int64_t count, typename Op::E* to) {
+  with_constant<2, 3, 4, 5>(m, [&](auto M) {
+    for (int64_t j = 0; j < count; j += LF) Op::store(to + j, merged<Op, M>(tap, m, j));
+  });
+}
+
+// Folds runs of `kernel` elements, `unit` apart, until few taps together are the whole run. The first `extent` elements hold rows.
+int few_taps(Largest, float* tile, float*, int64_t extent, int64_t unit, int64_t kernel, const float** tap) {
+  int64_t radix = 5;
+  for (int64_t r = 4; r >= 2; --r)  // the least radix that needs no more steps
+    if (r * r >= kernel && kernel > 5) radix = r;
+  for (int64_t width = 1;;) {
+    const int64_t m = std::min(radix, (kernel + width - 1) / width), next = std::min(m * width, kernel);
+    for (int64_t j = 0; j < m; ++j) tap[j] = tile + unit * std::min(j * width, next - width);
+    if (next == kernel) return (int)m;
+    merge_flat<Largest>(tap, (int)m, extent - unit * (next - 1), tile);
+    width = next;
+  }
+}
+int few_taps(Total, double* tile, double* spare, int64_t extent, int64_t unit, int64_t kernel, const double** tap) {
+  int64_t width = 1;  // spare: sums of `width` elements
+  if (kernel > DIRECT_TAPS)
+    for (int64_t w = 2; w < kernel; ++w)
+      if (w + kernel / w + kernel % w < width + kernel / width + kernel % width) width = w;
+  int64_t done = 0;
+  int m = 0;
+  if (width > 1) {
+    for (int64_t j = 0; j < width; ++j) tap[j] = tile + unit * j;
+    merge_flat<Total>(tap, (int)width, extent - unit * (width - 1), spare);
+    for (; done + width <= kernel; done += width) tap[m++] = spare + unit * done;
+  }
+  for (; done < kernel; ++done) tap[m++] = tile + unit * done;
+  return m;
+}
+
+template <class T, class Op> class Values {
+  using E = typename Op::E;
+  using V = typename Op::V;
+
+ public:
+  Values(const Plan& plan, const Grid& grid, const Call& call, const Units& units)
+      : plan_(plan), g_(grid), units_(units), x_(static_cast<const T*>(call.x)), y_(static_cast<T*>(call.y[0])) {
+    x_end_ = x_ + g_.planes * g_.in;
+    const Line &h = g_.h, &w = g_.w;
+    const int64_t rows = g_.d.kernel * h.kernel;
+    tall_ = g_.d.kernel == 1 && h.kernel > DIRECT_ROWS;
+    groups_ = w.stride == w.kernel && w.stride >= 2 && w.stride <= 4 && w.whole() && w.out >= LF && rows <= 16;
+    columns_ = w.out;
+    if (w.out * w.stride > 2 * ROWS_WIDE) columns_ = round_up(std::max<int64_t>((ROWS_WIDE - w.kernel) / w.stride, 1), LF);
+    pitch_ = round_up(round_up(w.left, LF) + w.kernel + std::max(round_up(columns_, LF) * w.stride, columns_ * w.stride + w.kernel), LF) + LF;
+    lines_ = std::max<int64_t>(ROWS_TILE / (pitch_ * (int64_t)sizeof(E)), 1);
+    if (tall_) lines_ = std::max(lines_ / h.stride, h.kernel);
+    lines_ = std::min(lines_, h.out);
+    size_ = pitch_ * (tall_ ? (lines_ - 1) * h.stride + h.kernel : lines_) + w.kernel + 2 * LF;
+    divide();
+  }
+
+  void run(int64_t begin, int64_t end) {
+    const int64_t spare = Op::mean ? size_ : 0, scale = Op::mean ? round_up(g_.w.out, LF) + LF : 0;
+    if (!groups_) tile_ = static_cast<E*>(memory_.take((size_ + spare) * sizeof(E))), spare_ = tile_ + size_;
+    if (Op::mean) scale_ = static_cast<E*>(scales_.take(scale * sizeof(E))), scaled_ = 0;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t slice = units_.plane(unit);
+      plane_ = x_ + slice / g_.d.out * g_.in, d_ = slice % g_.d.out;
+      out_ = y_ + slice * g_.h.out * g_.w.out;
+      band(units_.low(unit), units_.high(unit));
+    }
+  }
+
+ private:
+  const Plan& plan_;
+  const Grid& g_;
+  const Units& units_;
+  const T* x_;
+  T* y_;
+  const T* x_end_;
+  bool tall_, groups_;
+  int64_t columns_, lines_, pitch_, size_;  // of a tile
+  std::vector<double> by_[3];               // what a mean is multiplied by, the product over the axes
+  Scratch memory_, scales_;
+  E *tile_ = nullptr, *spare_ = nullptr, *scale_ = nullptr;
+  double scaled_ = 0;  // the factor of the row that scale_ holds
+  // the plane at hand
+  const T* plane_ = nullptr;
+  int64_t d_ = 0;
+  T* out_ = nullptr;
+  vi nan_{};
+
+  void divide() {
+    if (!Op::mean) return;
+    const Fold& fold = plan_.folds[0];
+    for (int a = 0; a < 3; ++a) {
+      const Axis& axis = fold.axis[a];
+      const bool cells = plan_.divisor == CELLS && fold.has_extent;
+      for (int64_t o = 0; o < axis.out; ++o)
+        by_[a].push_back(plan_.divisor == FIXED ? (a == 2 ? 1 / plan_.fixed : 1) : 1.0 / (cells ? axis.extent[o] : axis.count[o]));
+    }
+  }
+  void scale_for(int64_t h) {
+    const double row = by_[0][d_] * by_[1][h];
+    if (row == scaled_) return;
+    for (int64_t o = 0; o < g_.w.out; ++o) scale_[o] = (E)(row * by_[2][o]);
+    scaled_ = row;
+  }
+
+  void band(int64_t low, int64_t high) {
+    nan_ = vi{};
+    if (groups_) {
+      with_constant<2, 3>(g_.w.stride, [&](auto S) { group_rows<S == 0 ? 4 : S>(low, high); });
+    } else {
+      for (int64_t h = low; h < high; h += lines_)
+        for (int64_t c = 0; c < g_.w.out; c += columns_) fold_tile(h, std::min(h + lines_, high), c, std::min(c + columns_, g_.w.out), high);
+    }
+    if (!Op::mean && any(nan_)) define(low, high);
+  }
+
+  // ---- rows into one another ----------------------------------------------------------------------------------------------
+
+  // the rows of the windows of row h, from a column on
+  int rows_of(int64_t h, int64_t column, const T** row) const {
+    int m = 0;
+    for (int64_t d = g_.d.first(d_); d < g_.d.end(d_); ++d)
+      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r) row[m++] = plane_ + (d * g_.h.n + r) * g_.w.n + column;
+    return m;
+  }
+  template <int M> static EP_INLINE V fold_at(const T* const* row, int m, int64_t at, vi& nan) {
+    const int number = M ? M : m;
+    if constexpr (Op::mean) {
+      V v = Op::read(row[0] + at);
+#pragma GCC unroll 8
+      for (int r = 1; r < number; ++r) v = Op::merge(v, Op::read(row[r] + at));
+      return v;
+    } else {  // the instruction drops NaN: two rows are looked at in one comparison
+      vf v = load_as(row[0] + at), odd = v;
+      int r = 1;
+#pragma GCC unroll 8
+      for (; r + 1 < number; r += 2) {
+        const vf a = load_as(row[r] + at), b = load_as(row[r + 1] + at);
+        nan |= unordered(a, b);
+        v = largest(v, largest(a, b));
+      }
+      if (r < number) {
+        const vf a = load_as(row[r] + at);
+        nan |= unordered(odd, a);
+        return largest(v, a);
+      }
+      nan |= unordered(odd, odd);
+      return v;
+    }
+  }
+  void fold_rows(const T* const* row, int m, int64_t count, E* to) {
+    with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
+      vi nan{};
+      int64_t j = 0;
+      for (; j + LF <= count; j += LF) Op::store(to + j, fold_at<M>(row, m, j, nan));
+      if (j < count && x_end_ - (row[m - 1] + j) >= LF)
+        Op::store(to + j, fold_at<M>(row, m, j, nan));
+      else if (j < count)
+        Op::store(to + j, fold_part(row, m, j, count - j, nan));
+      nan_ |= nan;
+    });
+  }
+  static V fold_part(const T* const* row, int m, int64_t at, int64_t count, vi& nan) {
+    V v = Op::lift(splat<vf>(Op::neutral()));
+    for (int r = 0; r < m; ++r) {
+      const vf x = load_part(row[r] + at, count);
+      nan |= unordered(x, x);
+      v = Op::merge(v, Op::lift(x));
+    }
+    return v;
+  }
+  void pad(const Span& s, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r)
+      s.fill(tile_ + r * pitch_, Op::neutral(), Op::neutral(), [](E* p, E v) { Op::store(p, Op::lift(splat<vf>((float)v))); });
+  }
+  void stack(int64_t low, int64_t high, const Span& s) {
+    const T* row[64];
+    for (int64_t h = low; h < high; ++h) {
+      const int m = rows_of(h, s.from, row);
+      fold_rows(row, m, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
+    }
+    pad(s, high - low);
+  }
+  // for many rows: all of them once, then step by step
+  void stack_tall(int64_t low, int64_t high, const Span& s) {
+    const Line& h = g_.h;
+    const int64_t first = h.begin(low), rows = h.begin(high - 1) + h.kernel - first;
+    for (int64_t r = 0; r < rows; ++r) {
+      E* to = tile_ + r * pitch_ + s.lead;
+      const T* row = plane_ + (d_ * h.n + first + r) * g_.w.n + s.from;
+      if (first + r >= 0 && first + r < h.n)
+        fold_rows(&row, 1, s.to - s.from, to);
+      else
+        for (int64_t j = 0; j < s.to - s.from; j += LF) Op::store(to + j, Op::lift(splat<vf>((float)Op::neutral())));
+    }
+    pad(s, rows);
+    const E *tap[MOST_TAPS], *at[MOST_TAPS];
+    const int m = few_taps(Op{}, tile_, spare_, rows * pitch_, pitch_, h.kernel, tap);
+    for (int64_t o = 0; o < high - low; ++o) {
+      for (int t = 0; t < m; ++t) at[t] = tap[t] + o * h.stride * pitch_;
+      merge_flat<Op>(at, m, pitch_, tile_ + o * pitch_);
+    }
+  }
+
+  // ---- along the rows -----------------------------------------------------------------------------------------------------
+
+  void fold_tile(int64_t low, int64_t high, int64_t left, int64_t right, int64_t last) {
+    const Line& w = g_.w;
+    const int64_t count = right - left, rows = high - low;
+    const Span s(w.begin(left), (count - 1) * w.stride + w.kernel, w.n, w.left);
+    if (tall_)
+      stack_tall(low, high, s);
+    else
+      stack(low, high, s);
+    const E* tap[MOST_TAPS];
+    const int m = few_taps(Op{}, tile_, spare_, rows * pitch_ + w.kernel - 1, 1, w.kernel, tap);
+    // a vector may reach into the rows to come, which are written later
+    T* const end = columns_ == w.out ? out_ + last * w.out : nullptr;
+    with_constant<1, 2, 3, 4>(w.stride, [&](auto S) {
+      with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
+        for (int64_t r = 0; r < rows; ++r) {
+          if (Op::mean) scale_for(low + r);
+          T* y = out_ + (low + r) * w.out + left;
+          finish_row<S, M>(tap, m, r * pitch_ + s.first, count, scale_ + left, y, end ? end : y + count);
+        }
+      });
+    });
+  }
+  template <int S, int M> void finish_row(const E* const* tap, int m, int64_t at, int64_t count, const E* scale, T* y, T* end) const {
+    const int64_t stride = S ? S : g_.w.stride, full = std::min(count, (end - y) / LF * LF);
+    const int number = M ? M : m;
+    const auto step = [&](int64_t o) __attribute__((always_inline)) {
+      V v = Op::template every<S>(tap[0] + at + o * stride, stride);
+#pragma GCC unroll 8
+      for (int t = 1; t < number; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + at + o * stride, stride));
+      return Op::finish(v, scale + o);
+    };
+    int64_t o = 0;
+    for (; o < full; o += LF) store_as(y + o, step(o));
+    if (o < count) store_part(y + o, step(o), std::min(count, end - y) - o);
+  }
+
+  // Windows of S columns side by side, rows unpadded: no tile.
+  template <int S> void group_rows(int64_t low, int64_t high) {
+    const T* row[64];
+    const int64_t out = g_.w.out;
+    for (int64_t h = low; h < high; ++h) {
+      const int m = rows_of(h, 0, row);
+      if (Op::mean) scale_for(h);
+      T* y = out_ + h * out;
+      with_constant<1, 2, 3, 4>(m, [&](auto M) {
+        vi nan{};
+        const auto step = [&](int64_t o) __attribute__((always_inline)) {
+          V v[S];
+          for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, m, S * o + i * LF, nan);
+          store_as(y + o, Op::finish(merge_groups<S>(v, Op{}), scale_ + o));
+        };
+        int64_t o = 0;
+        for (; o + LF <= out; o += LF) step(o);
+        if (o < out) step(out - LF);
+        nan_ |= nan;
+      });
+    }
+  }
+
+  // ---- where there is NaN: element by element -----------------------------------------------------------------------------
+
+  void define(int64_t low, int64_t high) {
+    const T* row[64];
+    std::vector<const T*> many(std::max<int64_t>(g_.h.kernel, 64));
+    for (int64_t h = low; h < high; ++h) {
+      const T** rows = tall_ ? many.data() : row;
+      const int m = rows_of(h, 0, rows);
+      for (int64_t o = 0; o < g_.w.out; ++o) {
+        float most = lowest<float>();
+        for (int r = 0; r < m; ++r)
+          for (int64_t c = g_.w.first(o); c < g_.w.end(o); ++c) {
+            const float v = value(rows[r] + c);
+            most = v > most || v != v ? v : most;
+          }
+        store_part(out_ + h * g_.w.out + o, splat<vf>(most), 1);
+      }
+    }
+  }
+};
+
+template <class T, class Op> bool values(const Plan& plan, const Grid& g, const Call& call) {
+  const Units units(g.planes * g.d.out, g.h.out, g.w.n * g.h.stride * g.d.kernel);
+  return in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+    Values<T, Op>(plan, g, call, units).run(begin, end);
+  });
+}
+
+}  // namespace
+
+bool rows_values(const Plan& plan, const Grid& grid, const Call& call) {
+  return with_type(plan.type, [&](auto type) {
+    using T = decltype(type);
+    return plan.op == MAX ? values<T, Largest>(plan, grid, call) : values<T, Total>(plan, grid, call);
+  });
+}
+
+}  // namespace everypool
