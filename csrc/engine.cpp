@@ -437,6 +437,16 @@ int64_t times(int64_t a, int64_t b) {
   return r;
 }
 
+// Bins that are all alike slide, too.
+void find_slide(Axis& a) {
+  if (a.rows > 1 || a.run || a.step > 1 || a.out < 2) return;
+  const int64_t stride = a.start[1] - a.start[0];
+  if (stride < 1 || a.start[0] != 0) return;
+  for (int64_t o = 0; o < a.out; ++o)
+    if (a.count[o] != a.most || a.start[o] != o * stride) return;
+  a.slide = stride, a.kernel = a.most, a.left = 0;
+}
+
 // Bands: so few rows that a tile stays in cache, and so many that rows read twice do not matter; and no fewer than threads need.
 int64_t bands_for(const Plan& plan, const Fold& f) {
   const Axis& a = f.axis[f.band_axis];
@@ -510,6 +520,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
         a.most = std::max(a.most, c), total += c;
         if (e > 0 && e < a.out) a.ordered = a.ordered && a.start[e] >= a.start[e - 1];
       }
+      if (a.slide == 0) find_slide(a);
       if (a.slide > 0) {  // the tables must say the same: folds rely on it
         must(a.rows == 1 && !a.run, "sliding windows must be alike for all samples");
         for (int64_t o = 0; o < a.out; ++o) {

@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <atomic>
 
+#include "globals.h"
 #include "ops.h"
 #include "special.h"
-#include "tile.h"
 
 namespace everypool {
 namespace {
 
-constexpr int64_t SERIAL = 32768;  // elements below which threads cost more than they bring
 
 // ---- lanes of a group ----------------------------------------------------------------------------------------------------
 
@@ -158,32 +157,6 @@ template <class T> struct Planes {
     for (int k = 0; k < K; ++k) sum(op, k) = transposed_sums(lanes[k]);
     for (int64_t j = full; j < n; ++j) add(op, column(rows, j));
   }
-  // Fewer conversions to double for a mean: four elements are added in float first, each sum off by no more than its rounding.
-  void add_fours(const Row<const T>& rows, MeanOp<float>& op) const {
-    vd lanes[LF];
-    for (int i = 0; i < LF; ++i) {
-      const T* x = rows[i];
-      Wide total = Lane<float>::zero();
-      int64_t j = 0;
-      for (; j + 4 * LF <= full; j += 4 * LF)
-        total = total + widened((load_as(x + j) + load_as(x + j + LF)) + (load_as(x + j + 2 * LF) + load_as(x + j + 3 * LF)));
-      for (; j + 2 * LF <= full; j += 2 * LF) total = total + widened(load_as(x + j) + load_as(x + j + LF));
-      for (; j < full; j += LF) total = total + widened(load_as(x + j));
-      lanes[i] = halves(total);
-    }
-    op.s = transposed_sums(lanes);
-    for (int64_t j = full; j < n; ++j) add(op, column(rows, j));
-  }
-  void mean(int64_t first, const Setting<float>& s) const {
-    Row<const T> rows;
-    rows_of(static_cast<const T*>(call.x), first, rows);
-    MeanOp<float> op;
-    vi bad{};
-    add_fours(rows, op);
-    vf y = op.finish(s, seen(), nullptr, bad);
-    if (any(infinite(y))) y = reduce<MeanOp<float>>(first, s, nullptr, bad);  // four of them may not fit a float
-    store(first, y);
-  }
   // values of a group; `few`: what the gradient needs
   template <class Op> vf reduce(int64_t first, const Setting<float>& s, vf* few, vi& bad) const {
     Row<const T> rows;
@@ -206,7 +179,7 @@ template <class T> struct Planes {
   bool forward(int64_t first) const {
     const Setting<float> s = setting(first);
     switch (plan.op) {
-      case MEAN: return mean(first, s), true;
+      case MEAN: return mean(first, s);
       case SOFT: return forward<SoftOp<float>>(first, s);
       case LOGSUMEXP: return forward<LogSumExpOp<float>>(first, s);
       case POWER:
@@ -218,7 +191,81 @@ template <class T> struct Planes {
     }
   }
 
-  // ---- maxima
+  // ---- means and maxima: reading is what they cost
+
+  // M: whole vectors of a plane where they are few, else 0
+  template <int M> EP_INLINE vd plane_total(const T* x, vi rest) const {
+    constexpr int BLOCK = M > 0 ? M : MOST_VECTORS;
+    TotalOf op;
+    Wide total = widened(tree<BLOCK>(x, LF, op));
+    int64_t j = BLOCK * LF;
+    if (M == 0) {
+      for (; j + BLOCK * LF <= full; j += BLOCK * LF) total = total + widened(tree<BLOCK>(x + j, LF, op));
+      for (; j < full; j += LF) total = total + widened(load_as(x + j));
+    }
+    if (full < n) total = total + widened(keep(load_as(x + n - LF), rest));
+    return halves(total);
+  }
+  template <int M> EP_INLINE vf plane_largest(const T* x, LargestOf& op) const {
+    constexpr int BLOCK = M > 0 ? M : MOST_VECTORS;
+    vf top = tree<BLOCK>(x, LF, op);
+    int64_t j = BLOCK * LF;
+    if (M == 0) {
+      for (; j + BLOCK * LF <= full; j += BLOCK * LF) top = op(top, tree<BLOCK>(x + j, LF, op));
+      for (; j < full; j += LF) top = op(top, load_as(x + j));
+    }
+    return op(top, load_as(x + n - LF));  // some of them again
+  }
+  bool mean(int64_t first, const Setting<float>& s) const {
+    vi bad{};
+    if (full == 0) return forward<MeanOp<float>>(first, s);
+    Row<const T> rows;
+    rows_of(static_cast<const T*>(call.x), first, rows);
+    vi rest;
+    for (int i = 0; i < LF; ++i) rest[i] = i >= LF - (n - full) ? -1 : 0;
+    vd lanes[LF];
+    with_vectors([&](auto M) {
+      for (int i = 0; i < LF; ++i) lanes[i] = plane_total<M>(rows[i], rest);
+    });
+    MeanOp<float> op;
+    op.s = transposed_sums(lanes);
+    const vf y = op.finish(s, seen(), nullptr, bad);
+    if (any(infinite(y))) return forward<MeanOp<float>>(first, s);  // a sum of eight may be too large for a float
+    store(first, y);
+    return true;
+  }
+  vf top_of(int64_t first, const Setting<float>& s) const {
+    vi bad{};
+    if (full > 0) {
+      Row<const T> rows;
+      rows_of(static_cast<const T*>(call.x), first, rows);
+      vf lanes[LF];
+      LargestOf op;
+      with_vectors([&](auto M) {
+        for (int i = 0; i < LF; ++i) lanes[i] = plane_largest<M>(rows[i], op);
+      });
+      if (!any(op.odd)) {
+        transpose(lanes);
+        for (int i = 1; i < LF; ++i) lanes[0] = largest(lanes[0], lanes[i]);
+        return lanes[0];
+      }
+    }
+    return reduce<MaxOp<float, false, false, true>>(first, s, nullptr, bad);
+  }
+  template <class F> EP_INLINE void with_vectors(const F& f) const {
+    switch (full / LF) {
+      case 1: return f(std::integral_constant<int, 1>{});
+      case 2: return f(std::integral_constant<int, 2>{});
+      case 3: return f(std::integral_constant<int, 3>{});
+      case 4: return f(std::integral_constant<int, 4>{});
+      case 5: return f(std::integral_constant<int, 5>{});
+      case 6: return f(std::integral_constant<int, 6>{});
+      case 7: return f(std::integral_constant<int, 7>{});
+      default: return f(std::integral_constant<int, 0>{});
+    }
+  }
+
+  // ---- places of maxima
 
   int32_t* won(int64_t first) const { return static_cast<int32_t*>(call.aux[0]) + first; }
 
@@ -330,8 +377,7 @@ template <class T> bool Planes<T>::maximum(int64_t first, const Setting<float>& 
     for (int i = 0; i < used(first); ++i) y[i] = x[i * n + place[i]];
     return true;
   }
-  vi bad{};
-  const vf top = reduce<MaxOp<float, false, false, true>>(first, s, nullptr, bad);
+  const vf top = top_of(first, s);
   store(first, top);
   if (call.save) {
     Row<const T> rows;
@@ -358,7 +404,7 @@ template <class T> bool run(const Plan& plan, const Call& call, bool back) {
     Work& w = *static_cast<Work*>(context);
     w.planes.units(begin, end, w.back);
   };
-  parallel(work.planes.groups, work.planes.all * work.planes.n >= SERIAL, task, &work);
+  parallel(work.planes.groups, work.planes.all * work.planes.n >= GLOBALS_SERIAL, task, &work);
   return !work.planes.declined;
 }
 
@@ -374,9 +420,10 @@ bool whole(const Axis& a) { return a.out == 1 && a.rows == 1 && a.count[0] == a.
 
 }  // namespace
 
-bool globals_suits(const Plan& plan, bool) {
+bool globals_suits(const Plan& plan, bool training) {
   const Fold& f = plan.folds[0];
-  if (plan.folds.size() > 1 || plan.mask_channels || plan.index != NO_INDEX || plan.pixels) return false;
+  if (plan.folds.size() > 1 || plan.mask_channels || plan.index != NO_INDEX) return false;
+  if (plan.pixels && (plan.C < LF || !(plan.op == MEAN || (plan.op == MAX && !training)))) return false;
   if (plan.op == MEAN && plan.divisor == CELLS) return false;
   if (plan.type != FLOAT32 && plan.type != BFLOAT16 && plan.type != FLOAT16) return false;
   return whole(f.axis[0]) && whole(f.axis[1]) && whole(f.axis[2]);
@@ -387,7 +434,11 @@ int64_t globals_aux_bytes(const Plan& plan, size_t) {
   return (plan.N * plan.C + LF - 1) / LF * LF * components * 4;
 }
 
-bool globals_forward(const Plan& plan, const Call& call) { return run(plan, call, false); }
-bool globals_backward(const Plan& plan, const Call& call) { return run(plan, call, true); }
+bool globals_forward(const Plan& plan, const Call& call) {
+  return plan.pixels ? pixels_forward(plan, call) : run(plan, call, false);
+}
+bool globals_backward(const Plan& plan, const Call& call) {
+  return plan.pixels ? pixels_backward(plan, call) : run(plan, call, true);
+}
 
 }  // namespace everypool

@@ -95,16 +95,6 @@ template <int... N, class F> EP_INLINE void with_constant(int64_t n, const F& f)
 
 // ---- lanes ----------------------------------------------------------------------------------------------------------------
 
-EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
-#if EP_256
-  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
-#elif EP_128
-  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
-#else
-  return (vi)(a != a) | (vi)(b != b);
-#endif
-}
-
 // Lane P, P + S, P + 2 S, ... of S vectors in a row.
 template <int P, int S, class V, int... I> EP_INLINE V phase_of(const V* v, std::integer_sequence<int, I...> lanes) {
   constexpr int L = sizeof...(I);

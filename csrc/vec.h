@@ -85,6 +85,15 @@ EP_INLINE vd largest(vd a, vd b) {
 #endif
 }
 EP_INLINE vl largest(vl a, vl b) { return a > b ? a : b; }
+EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
+#if EP_256
+  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
+#elif EP_128
+  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
+#else
+  return (vi)(a != a) | (vi)(b != b);
+#endif
+}
 
 EP_INLINE vf root(vf a) {
 #if EP_512
