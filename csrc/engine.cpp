@@ -360,10 +360,10 @@ struct Loops {
   bool (*backward)(const Plan&, const Call&);
 };
 #define EP_LOOPS(name) {name##_suits, name##_aux_bytes, name##_forward, name##_backward}
-constexpr Loops SPECIAL[] = {{}, EP_LOOPS(rows), EP_LOOPS(globals), EP_LOOPS(scans), EP_LOOPS(strips)};
+constexpr Loops SPECIAL[] = {{}, EP_LOOPS(rows), EP_LOOPS(globals), EP_LOOPS(scans), EP_LOOPS(strips), EP_LOOPS(pixels)};
 
 int special_for(const Plan& plan, bool training) {
-  for (int i = ROWS; i <= STRIPS; ++i)
+  for (int i = ROWS; i <= PIXELS; ++i)
     if (SPECIAL[i].suits(plan, training)) return i;
   return GENERAL;
 }

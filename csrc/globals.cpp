@@ -211,10 +211,10 @@ template <class T> struct Planes {
     vf top = tree<BLOCK>(x, LF, op);
     int64_t j = BLOCK * LF;
     if (M == 0) {
-      for (; j + BLOCK * LF <= full; j += BLOCK * LF) top = op(top, tree<BLOCK>(x + j, LF, op));
-      for (; j < full; j += LF) top = op(top, load_as(x + j));
+      for (; j + BLOCK * LF <= full; j += BLOCK * LF) top = op.join(top, tree<BLOCK>(x + j, LF, op));
+      for (; j < full; j += LF) top = op.join(top, op.one(load_as(x + j)));
     }
-    return op(top, load_as(x + n - LF));  // some of them again
+    return full < n ? op.join(top, op.one(load_as(x + n - LF))) : top;  // some of them again
   }
   bool mean(int64_t first, const Setting<float>& s) const {
     vi bad{};
@@ -435,10 +435,10 @@ int64_t globals_aux_bytes(const Plan& plan, size_t) {
 }
 
 bool globals_forward(const Plan& plan, const Call& call) {
-  return plan.pixels ? pixels_forward(plan, call) : run(plan, call, false);
+  return plan.pixels ? global_pixels_forward(plan, call) : run(plan, call, false);
 }
 bool globals_backward(const Plan& plan, const Call& call) {
-  return plan.pixels ? pixels_backward(plan, call) : run(plan, call, true);
+  return plan.pixels ? global_pixels_backward(plan, call) : run(plan, call, true);
 }
 
 }  // namespace everypool

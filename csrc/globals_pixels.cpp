@@ -69,7 +69,6 @@ template <class T> struct Pixels {
     vf kept[CHANNELS / LF + 1];
     std::fill_n(kept, CHANNELS / LF + 1, splat<vf>(lowest<float>()));
     fold<LargestOf>(unit, kept, [](vf& top, vf v, LargestOf op) {
-      op.odd |= unordered(v, v);
       top = largest(v, top);  // keeps a NaN that is there already
       top = (vf)((vi)top | op.odd);
     });
@@ -117,7 +116,7 @@ bool run(const Plan& plan, const Call& call, bool back) {
 
 }  // namespace
 
-bool pixels_forward(const Plan& plan, const Call& call) { return run(plan, call, false); }
-bool pixels_backward(const Plan& plan, const Call& call) { return run(plan, call, true); }
+bool global_pixels_forward(const Plan& plan, const Call& call) { return run(plan, call, false); }
+bool global_pixels_backward(const Plan& plan, const Call& call) { return run(plan, call, true); }
 
 }  // namespace everypool

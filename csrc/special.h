@@ -16,5 +16,6 @@ EP_SPECIAL(rows)     // sliding windows over planes, a vector along the row
 EP_SPECIAL(globals)  // the whole plane as one window
 EP_SPECIAL(scans)    // running maxima
 EP_SPECIAL(strips)   // lines along every axis, in one read
+EP_SPECIAL(pixels)   // small windows where channels lie side by side
 
 }  // namespace everypool
