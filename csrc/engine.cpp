@@ -370,8 +370,7 @@ int special_for(const Plan& plan, bool training) {
 
 }  // namespace
 
-int64_t aux_bytes(const Plan& plan, size_t fold) {
-  if (plan.special_training) return SPECIAL[plan.special_training].aux_bytes(plan, fold);
+int64_t general_aux_bytes(const Plan& plan, size_t fold) {
   const Fold& f = plan.folds.at(fold);
   const int64_t lanes = scattered(plan) ? plan.groups * plan.lanes : plan.N * plan.C;
   if (plan.op == MEAN) return 0;
@@ -379,13 +378,7 @@ int64_t aux_bytes(const Plan& plan, size_t fold) {
   return lanes * f.out * 3 * (computes_in_float(plan.type) ? 4 : 8);
 }
 
-bool forward(const Plan& plan, const Call& call) {
-  for (size_t i = 0; i < plan.folds.size(); ++i) {
-    fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
-    if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
-  }
-  const int special = call.save || call.take ? plan.special_training : plan.special;
-  if (special) return SPECIAL[special].forward(plan, call);
+bool general_forward(const Plan& plan, const Call& call) {
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, false);
     case FLOAT64: return run<double>(plan, call, false);
@@ -399,9 +392,7 @@ bool forward(const Plan& plan, const Call& call) {
   }
 }
 
-bool backward(const Plan& plan, const Call& call) {
-  fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
-  if (plan.special_training) return SPECIAL[plan.special_training].backward(plan, call);
+bool general_backward(const Plan& plan, const Call& call) {
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, true);
     case FLOAT64: return run<double>(plan, call, true);
@@ -409,6 +400,24 @@ bool backward(const Plan& plan, const Call& call) {
     case FLOAT16: return run<float16>(plan, call, true);
     default: return false;
   }
+}
+
+int64_t aux_bytes(const Plan& plan, size_t fold) {
+  return plan.special_training ? SPECIAL[plan.special_training].aux_bytes(plan, fold) : general_aux_bytes(plan, fold);
+}
+
+bool forward(const Plan& plan, const Call& call) {
+  for (size_t i = 0; i < plan.folds.size(); ++i) {
+    fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
+    if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
+  }
+  const int special = call.save || call.take ? plan.special_training : plan.special;
+  return special ? SPECIAL[special].forward(plan, call) : general_forward(plan, call);
+}
+
+bool backward(const Plan& plan, const Call& call) {
+  fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
+  return plan.special_training ? SPECIAL[plan.special_training].backward(plan, call) : general_backward(plan, call);
 }
 
 void stream(const void* from, int64_t read, void* to, int64_t written) {

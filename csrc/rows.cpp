@@ -1,6 +1,5 @@
 // Sliding windows over planes, a vector along the row: which plans these loops do, and which loop does what.
-#include "rows.h"
-
+#include "rows_weights.h"
 #include "special.h"
 
 namespace everypool {
@@ -29,12 +28,57 @@ bool grid_of(const Plan& plan, Grid& grid) {
   return line_of(fold.axis[0], grid.d) && line_of(fold.axis[1], grid.h) && line_of(fold.axis[2], grid.w);
 }
 
+namespace {
+
+constexpr int64_t SOFT_KERNEL = 16;  // along an axis: their sums are in float
+
+bool soft_grid_of(const Plan& plan, Grid& g) {
+  if (!grid_of(plan, g) || g.d.kernel > 1 || g.d.stride > 1) return false;
+  g.planes *= g.d.n, g.in /= g.d.n, g.out /= g.d.n;
+  return g.h.kernel <= SOFT_KERNEL && g.w.kernel <= SOFT_KERNEL;
+}
+
+// Values and gradients of weighted windows; what these loops decline, the general ones do.
+bool soft_forward(const Plan& plan, const Call& call) {
+  Grid grid;
+  soft_grid_of(plan, grid);
+  if (rows_soft(plan, grid, call)) {
+    if (call.save) general_flag(call) = 0;
+    return true;
+  }
+  Call general = call;
+  if (call.save) {
+    general_flag(call) = 1;
+    general.aux[0] = kept_of(call);
+  }
+  return general_forward(plan, general);
+}
+bool soft_backward(const Plan& plan, const Call& call) {
+  Grid grid;
+  soft_grid_of(plan, grid);
+  if (!general_flag(call) && !call.dparameter) return rows_weighted_gradient(plan, grid, call);
+  Call general = call;
+  general.aux[0] = kept_of(call);
+  std::vector<uint8_t> values, kept;
+  if (!general_flag(call)) {  // the gradient of the weights' parameter: once more in the general way
+    values.resize(grid.planes * grid.out * sizeof(double)), kept.resize(general_aux_bytes(plan, 0));
+    general.y = {values.data()}, general.aux = {kept.data()}, general.index = {nullptr};
+    general.save = true, general.dparameter = nullptr;
+    if (!general_forward(plan, general)) return false;
+    general.dparameter = call.dparameter;
+  }
+  return general_backward(plan, general);
+}
+
+}  // namespace
+
 bool rows_suits(const Plan& plan, bool training) {
   const bool types = plan.type == FLOAT32 || plan.type == BFLOAT16 || plan.type == FLOAT16;
-  const bool ops = plan.op == MEAN || (plan.op == MAX && !plan.last && plan.index == NO_INDEX);
+  const bool ops = plan.op == MEAN || plan.op == SOFT || (plan.op == MAX && !plan.last && plan.index == NO_INDEX);
   Grid g;
   if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
   if (g.h.out == 1 && g.w.out == 1) return false;   // one window
+  if (plan.op == SOFT) return soft_grid_of(plan, g);
   if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew
   if (!training) return true;
   return false;
@@ -43,10 +87,12 @@ bool rows_suits(const Plan& plan, bool training) {
 }
 
 int64_t rows_aux_bytes(const Plan& plan, size_t fold) {
+  if (plan.op == SOFT) return KEPT_HEADER + general_aux_bytes(plan, fold);
   return plan.op == MAX ? plan.N * plan.C * plan.folds[fold].out : 0;
 }
 
 bool rows_forward(const Plan& plan, const Call& call) {
+  if (plan.op == SOFT) return soft_forward(plan, call);
   Grid grid;
   grid_of(plan, grid);
   if (call.take) return rows_take(plan, grid, call);
@@ -55,6 +101,7 @@ bool rows_forward(const Plan& plan, const Call& call) {
 }
 
 bool rows_backward(const Plan& plan, const Call& call) {
+  if (plan.op == SOFT) return soft_backward(plan, call);
   Grid grid;
   grid_of(plan, grid);
   return rows_gradient(plan, grid, call);

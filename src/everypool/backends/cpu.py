@@ -269,7 +269,7 @@ class Fold:
         """The results (each layout's values, then each one's positions); None where the definition must do it."""
         plan = self.plan
         recipe = plan.recipe
-        if recipe.parameter is not None and not self._ready():
+        if recipe.parameter is not None and self.values is None and not self._ready():
             return None
         if x.dtype is torch.bool:
             x = x.view(torch.uint8)
