@@ -79,7 +79,7 @@ def _load() -> Any | None:
         elif found is not None:
             _MISSING[name] = "a better one is in use"
         elif forced and name != forced:
-            _MISSING[name] = f"{VARIABLE}={forced}"
+            _MISSING[name] = f"not asked for: {VARIABLE}={forced}"
         else:
             found = module
     if forced and found is None:
