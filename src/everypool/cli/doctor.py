@@ -100,5 +100,5 @@ def remedy() -> str:
     if os.environ.get("EVERYPOOL_BUILD") == "none":
         return "EVERYPOOL_BUILD=none: unset it and install again to build the compiled loops."
     if compiler is None:
-        return f"No C++ compiler ({', '.join(COMPILERS)}) was found: install one and install everypool again for the compiled loops."
+        return f"No C++ compiler ({', '.join(COMPILERS)}) was found: install one, then everypool again."
     return f"{compiler} is here: install everypool again, with --verbose to see why the compiled loops were not built."
