@@ -93,6 +93,28 @@ template <int... N, class F> EP_INLINE void with_constant(int64_t n, const F& f)
   if (!found) f(std::integral_constant<int, 0>{});
 }
 
+// Rows, or shifts of a row, that are folded into one: M of them in registers (what is stored could be a pointer, for all that
+// a compiler knows), or any number in memory.
+template <int M, class P> struct Pointers {
+  P p[M];
+  static constexpr int size = M;
+  EP_INLINE Pointers(const P* from, int, int64_t at = 0) {
+    for (int i = 0; i < M; ++i) p[i] = from[i] + at;
+  }
+  EP_INLINE P operator[](int i) const { return p[i]; }
+  EP_INLINE void advance(int64_t by) {
+    for (int i = 0; i < M; ++i) p[i] += by;
+  }
+};
+template <class P> struct Pointers<0, P> {
+  const P* p;
+  int size;
+  int64_t at;
+  EP_INLINE Pointers(const P* from, int m, int64_t at_ = 0) : p(from), size(m), at(at_) {}
+  EP_INLINE P operator[](int i) const { return p[i] + at; }
+  EP_INLINE void advance(int64_t by) { at += by; }
+};
+
 // ---- lanes ----------------------------------------------------------------------------------------------------------------
 
 // Lane P, P + S, P + 2 S, ... of S vectors in a row.
@@ -169,10 +191,15 @@ struct Span {
     first = lead - (from - begin);
     end = first + size;
   }
-  template <class E, class Store> void fill(E* row, E before, E after, const Store& store) const {
+  // store(place, value) for every vector of what surrounds the elements of `rows` rows
+  template <class E, class V, class Store>
+  EP_INLINE void fill(E* tile, int64_t pitch, int64_t rows, V before, V after, const Store& store) const {
     if (first < lead)
-      for (int64_t j = 0; j < lead; j += LF) store(row + j, before);
-    for (int64_t j = lead + to - from; j < end; j += LF) store(row + j, after);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < lead; j += LF) store(tile + r * pitch + j, before);
+    if (lead + to - from < end)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = lead + to - from; j < end; j += LF) store(tile + r * pitch + j, after);
   }
 };
 

@@ -70,17 +70,16 @@ constexpr int MOST_TAPS = 96;
 constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
 constexpr int DIRECT_TAPS = 8;   // of a sum
 
-// A vector of every tap, merged; M is their number where it is a constant.
-template <class Op, int M> EP_INLINE typename Op::V merged(const typename Op::E* const* tap, int m, int64_t at) {
-  typename Op::V v = Op::load(tap[0] + at);
-  const int number = M ? M : m;
-#pragma GCC unroll 8
-  for (int t = 1; t < number; ++t) v = Op::merge(v, Op::load(tap[t] + at));
-  return v;
-}
-template <class Op> void merge_flat(const typename Op::E* const* tap, int m, int64_t count, typename Op::E* to) {
+// the taps' vectors, element by element
+template <class Op> void merge_flat(const typename Op::E* const* taps, int m, int64_t count, typename Op::E* to) {
   with_constant<2, 3, 4, 5>(m, [&](auto M) {
-    for (int64_t j = 0; j < count; j += LF) Op::store(to + j, merged<Op, M>(tap, m, j));
+    const Pointers<M, const typename Op::E*> tap(taps, m);
+    for (int64_t j = 0; j < count; j += LF) {
+      typename Op::V v = Op::load(tap[0] + j);
+#pragma GCC unroll 8
+      for (int t = 1; t < tap.size; ++t) v = Op::merge(v, Op::load(tap[t] + j));
+      Op::store(to + j, v);
+    }
   });
 }
 
@@ -199,27 +198,29 @@ template <class T, class Op> class Values {
   // the rows of the windows of row h, from a column on
   int rows_of(int64_t h, int64_t column, const T** row) const {
     int m = 0;
-    for (int64_t d = g_.d.first(d_); d < g_.d.end(d_); ++d)
-      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r) row[m++] = plane_ + (d * g_.h.n + r) * g_.w.n + column;
+    for (int64_t d = g_.d.first(d_); d < g_.d.end(d_); ++d) {
+      const T* at = plane_ + (d * g_.h.n + g_.h.first(h)) * g_.w.n + column;
+      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r, at += g_.w.n) row[m++] = at;
+    }
     return m;
   }
-  template <int M> static EP_INLINE V fold_at(const T* const* row, int m, int64_t at, vi& nan) {
-    const int number = M ? M : m;
+  template <int M> static EP_INLINE V fold_at(const Pointers<M, const T*>& row, int64_t at, vi& nan) {
     if constexpr (Op::mean) {
       V v = Op::read(row[0] + at);
 #pragma GCC unroll 8
-      for (int r = 1; r < number; ++r) v = Op::merge(v, Op::read(row[r] + at));
+      for (int r = 1; r < row.size; ++r) v = Op::merge(v, Op::read(row[r] + at));
       return v;
     } else {  // the instruction drops NaN: two rows are looked at in one comparison
-      vf v = load_as(row[0] + at), odd = v;
+      vf v = load_as(row[0] + at);
+      const vf odd = v;
       int r = 1;
 #pragma GCC unroll 8
-      for (; r + 1 < number; r += 2) {
+      for (; r + 1 < row.size; r += 2) {
         const vf a = load_as(row[r] + at), b = load_as(row[r + 1] + at);
         nan |= unordered(a, b);
         v = largest(v, largest(a, b));
       }
-      if (r < number) {
+      if (r < row.size) {
         const vf a = load_as(row[r] + at);
         nan |= unordered(odd, a);
         return largest(v, a);
@@ -228,54 +229,62 @@ template <class T, class Op> class Values {
       return v;
     }
   }
-  void fold_rows(const T* const* row, int m, int64_t count, E* to) {
-    with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
-      vi nan{};
-      int64_t j = 0;
-      for (; j + LF <= count; j += LF) Op::store(to + j, fold_at<M>(row, m, j, nan));
-      if (j < count && x_end_ - (row[m - 1] + j) >= LF)
-        Op::store(to + j, fold_at<M>(row, m, j, nan));
-      else if (j < count)
-        Op::store(to + j, fold_part(row, m, j, count - j, nan));
-      nan_ |= nan;
-    });
+  // `count` elements of `lines` rows of a tile, each from m rows of x; the next ones' lie `step` elements on
+  template <int M> vi fold_lines(const T* const* rows, int m, int64_t step, int64_t lines, int64_t count, E* to) const {
+    vi nan{};
+    Pointers<M, const T*> row(rows, m);
+    for (int64_t line = 0; line < lines; ++line, to += pitch_, row.advance(step))
+      for (int64_t j = 0; j < count; j += LF) Op::store(to + j, fold_at<M>(row, j, nan));
+    return nan;
   }
-  static V fold_part(const T* const* row, int m, int64_t at, int64_t count, vi& nan) {
-    V v = Op::lift(splat<vf>(Op::neutral()));
-    for (int r = 0; r < m; ++r) {
-      const vf x = load_part(row[r] + at, count);
-      nan |= unordered(x, x);
-      v = Op::merge(v, Op::lift(x));
+  void fold_rows(const T* const* rows, int m, int64_t step, int64_t lines, int64_t count, E* to) {
+    // vectors may reach into the next row, but not beyond the last plane
+    int64_t room = x_end_ - (rows[m - 1] + round_up(count, LF));
+    int64_t safe = count % LF == 0 ? lines : room < 0 ? 0 : std::min(lines, room / step + 1);
+    if (safe > 0)
+      with_constant<1, 2, 3, 4, 5>(m, [&](auto M) { nan_ |= fold_lines<M>(rows, m, step, safe, count, to); });
+    for (; safe < lines; ++safe) fold_part(rows, m, safe * step, count, to + safe * pitch_);
+  }
+  void fold_part(const T* const* row, int m, int64_t at, int64_t count, E* to) {
+    for (int64_t j = 0; j < count; j += LF) {
+      V v = Op::lift(splat<vf>((float)Op::neutral()));
+      for (int r = 0; r < m; ++r) {
+        const vf x = load_part(row[r] + at + j, std::min<int64_t>(count - j, LF));
+        nan_ |= unordered(x, x);
+        v = Op::merge(v, Op::lift(x));
+      }
+      Op::store(to + j, v);
     }
-    return v;
   }
   void pad(const Span& s, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r)
-      s.fill(tile_ + r * pitch_, Op::neutral(), Op::neutral(), [](E* p, E v) { Op::store(p, Op::lift(splat<vf>((float)v))); });
+    const V v = Op::lift(splat<vf>((float)Op::neutral()));
+    s.fill(tile_, pitch_, rows, v, v, [](E* p, V v) __attribute__((always_inline)) { Op::store(p, v); });
   }
   void stack(int64_t low, int64_t high, const Span& s) {
     const T* row[64];
-    for (int64_t h = low; h < high; ++h) {
+    for (int64_t h = low, next; h < high; h = next) {
+      const int64_t rows = g_.h.end(h) - g_.h.first(h);
       const int m = rows_of(h, s.from, row);
-      fold_rows(row, m, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
+      next = h + 1;  // whole windows have the same rows, further down
+      if (rows == g_.h.kernel) next = std::min(high, (g_.h.n + g_.h.left - g_.h.kernel) / g_.h.stride + 1);
+      fold_rows(row, m, g_.h.stride * g_.w.n, next - h, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
     }
     pad(s, high - low);
   }
   // for many rows: all of them once, then step by step
   void stack_tall(int64_t low, int64_t high, const Span& s) {
     const Line& h = g_.h;
-    const int64_t first = h.begin(low), rows = h.begin(high - 1) + h.kernel - first;
-    for (int64_t r = 0; r < rows; ++r) {
-      E* to = tile_ + r * pitch_ + s.lead;
-      const T* row = plane_ + (d_ * h.n + first + r) * g_.w.n + s.from;
-      if (first + r >= 0 && first + r < h.n)
-        fold_rows(&row, 1, s.to - s.from, to);
-      else
-        for (int64_t j = 0; j < s.to - s.from; j += LF) Op::store(to + j, Op::lift(splat<vf>((float)Op::neutral())));
-    }
-    pad(s, rows);
+    const int64_t begin = h.begin(low), end = h.begin(high - 1) + h.kernel, first = h.first(low), last = h.end(high - 1);
+    const T* row = plane_ + (d_ * h.n + first) * g_.w.n + s.from;
+    fold_rows(&row, 1, g_.w.n, last - first, s.to - s.from, tile_ + (first - begin) * pitch_ + s.lead);
+    for (int64_t r = begin; r < end; ++r)
+      if (r < first || r >= last)
+        for (int64_t j = 0; j < s.to - s.from; j += LF)
+          Op::store(tile_ + (r - begin) * pitch_ + s.lead + j, Op::lift(splat<vf>((float)Op::neutral())));
+    pad(s, end - begin);
     const E *tap[MOST_TAPS], *at[MOST_TAPS];
-    const int m = few_taps(Op{}, tile_, spare_, rows * pitch_, pitch_, h.kernel, tap);
+    const int m = few_taps(Op{}, tile_, spare_, (end - begin) * pitch_, pitch_, h.kernel, tap);
+    if (h.stride == 1) return merge_flat<Op>(tap, m, (high - low) * pitch_, tile_);
     for (int64_t o = 0; o < high - low; ++o) {
       for (int t = 0; t < m; ++t) at[t] = tap[t] + o * h.stride * pitch_;
       merge_flat<Op>(at, m, pitch_, tile_ + o * pitch_);
@@ -295,44 +304,49 @@ template <class T, class Op> class Values {
     const E* tap[MOST_TAPS];
     const int m = few_taps(Op{}, tile_, spare_, rows * pitch_ + w.kernel - 1, 1, w.kernel, tap);
     // a vector may reach into the rows to come, which are written later
-    T* const end = columns_ == w.out ? out_ + last * w.out : nullptr;
+    T* const y = out_ + low * w.out + left;
+    const T* const end = out_ + last * w.out;
+    int64_t safe = count % LF == 0 ? rows : columns_ < w.out ? 0 : std::max<int64_t>((end - y - round_up(count, LF)) / w.out + 1, 0);
+    if (end - y < round_up(count, LF)) safe = count % LF == 0 ? rows : 0;
+    safe = std::min(safe, rows);
     with_constant<1, 2, 3, 4>(w.stride, [&](auto S) {
       with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
-        for (int64_t r = 0; r < rows; ++r) {
+        Pointers<M, const E*> at(tap, m, s.first);
+        for (int64_t r = 0; r < rows; ++r, at.advance(pitch_)) {
           if (Op::mean) scale_for(low + r);
-          T* y = out_ + (low + r) * w.out + left;
-          finish_row<S, M>(tap, m, r * pitch_ + s.first, count, scale_ + left, y, end ? end : y + count);
+          finish_row<S, M>(at, r < safe ? count : count / LF * LF, count, scale_ + left, y + r * w.out);
         }
       });
     });
   }
-  template <int S, int M> void finish_row(const E* const* tap, int m, int64_t at, int64_t count, const E* scale, T* y, T* end) const {
-    const int64_t stride = S ? S : g_.w.stride, full = std::min(count, (end - y) / LF * LF);
-    const int number = M ? M : m;
+  // vectors up to `full`, then what is left of `count`
+  template <int S, int M> EP_INLINE void finish_row(const Pointers<M, const E*>& tap, int64_t full, int64_t count, const E* scale, T* y) const {
+    const int64_t stride = S ? S : g_.w.stride;
     const auto step = [&](int64_t o) __attribute__((always_inline)) {
-      V v = Op::template every<S>(tap[0] + at + o * stride, stride);
+      V v = Op::template every<S>(tap[0] + o * stride, stride);
 #pragma GCC unroll 8
-      for (int t = 1; t < number; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + at + o * stride, stride));
+      for (int t = 1; t < tap.size; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + o * stride, stride));
       return Op::finish(v, scale + o);
     };
     int64_t o = 0;
     for (; o < full; o += LF) store_as(y + o, step(o));
-    if (o < count) store_part(y + o, step(o), std::min(count, end - y) - o);
+    if (o < count) store_part(y + o, step(o), count - o);
   }
 
   // Windows of S columns side by side, rows unpadded: no tile.
   template <int S> void group_rows(int64_t low, int64_t high) {
-    const T* row[64];
+    const T* rows[64];
     const int64_t out = g_.w.out;
     for (int64_t h = low; h < high; ++h) {
-      const int m = rows_of(h, 0, row);
+      const int m = rows_of(h, 0, rows);
       if (Op::mean) scale_for(h);
       T* y = out_ + h * out;
       with_constant<1, 2, 3, 4>(m, [&](auto M) {
         vi nan{};
+        const Pointers<M, const T*> row(rows, m);
         const auto step = [&](int64_t o) __attribute__((always_inline)) {
           V v[S];
-          for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, m, S * o + i * LF, nan);
+          for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
           store_as(y + o, Op::finish(merge_groups<S>(v, Op{}), scale_ + o));
         };
         int64_t o = 0;
