@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "folds.h"
 #include "tile.h"
@@ -35,7 +36,10 @@ bool grid_of(const Plan& plan, Grid& grid);
 bool rows_values(const Plan& plan, const Grid& grid, const Call& call);    // forward
 bool rows_winners(const Plan& plan, const Grid& grid, const Call& call);   // forward of a maximum that keeps what has won
 bool rows_take(const Plan& plan, const Grid& grid, const Call& call);      // the elements that have won
-bool rows_gradient(const Plan& plan, const Grid& grid, const Call& call);  // backward
+bool rows_winners_gradient(const Plan& plan, const Grid& grid, const Call& call);
+
+// What a mean is multiplied by is the product of its factors along the axes.
+std::vector<double> factors(const Plan& plan, int axis);
 
 constexpr int64_t ROWS_SERIAL = 32768;         // elements below which threads cost more than they bring
 constexpr int64_t ROWS_TILE = 16 << 10;        // bytes of rows between two steps: they stay in the first cache
@@ -162,8 +166,6 @@ template <class V, int... I> EP_INLINE void interleave_of(V& a, V& b, std::integ
 }
 EP_INLINE void interleave(vf& a, vf& b) { interleave_of(a, b, std::make_integer_sequence<int, LF>{}); }
 
-typedef uint8_t vb __attribute__((vector_size(LF)));
-EP_INLINE vi load_taps(const uint8_t* p) { return __builtin_convertvector(loadu<vb>(p), vi); }
 
 // as many of the lanes as fit before `end`
 template <class T> EP_INLINE void store_until(T* p, vf v, const T* end) {

@@ -8,6 +8,7 @@ namespace {
 // dx = weight * (A + beta * (x' * A - B)), A = sum of grad / weights, B = sum of grad / weights * y', measured from `middle`
 template <class T> struct SoftBack {
   static constexpr int K = 2;
+  static constexpr bool values = true;
   const Grid& g;
   const Call& call;
   const vf beta;
@@ -17,7 +18,7 @@ template <class T> struct SoftBack {
   SoftBack(const Plan& plan, const Grid& grid, const Call& c)
       : g(grid), call(c), beta(splat<vf>((float)*c.parameter)), authors(plan.plain_gradient) {}
   void begin(const T* x) { around.find(x, g.in, beta[0]); }
-  EP_INLINE void windows(int64_t at, vf grad, int64_t number, vf* to) const {
+  EP_INLINE void windows(int64_t at, int64_t, int64_t, vf grad, int64_t number, vf* to) const {
     const float *sum = kept_of(call) + at, *above = sum + g.planes * g.out;
     to[0] = grad / (number == LF ? loadu<vf>(sum) : load_part(sum, number) + keep(splat<vf>(1), beyond(number)));
     to[1] = to[0] * (number == LF ? loadu<vf>(above) : load_part(above, number));
@@ -31,6 +32,24 @@ template <class T> struct SoftBack {
     for (int i = 0; i < LF; ++i) m[i] = i >= number ? -1 : 0;
     return m;
   }
+};
+
+// dx = sum of grad * factor
+template <class T> struct MeanBack {
+  static constexpr int K = 1;
+  static constexpr bool values = false;
+  const std::vector<double> rows;
+  std::vector<float> columns;
+
+  MeanBack(const Plan& plan, const Grid& g, const Call&) : rows(factors(plan, 1)), columns(g.w.out + LF) {
+    const std::vector<double> exact = factors(plan, 2);
+    std::copy(exact.begin(), exact.end(), columns.begin());
+  }
+  void begin(const T*) {}
+  EP_INLINE void windows(int64_t, int64_t h, int64_t o, vf grad, int64_t, vf* to) const {
+    to[0] = grad * (loadu<vf>(columns.data() + o) * (float)rows[h]);
+  }
+  EP_INLINE vf element(vf, const vf* sums) const { return sums[0]; }
 };
 
 // Rows of windows into rows of elements.
@@ -79,7 +98,7 @@ template <class T, class Map> class Spread {
     for (int64_t o = 0; o < g_.w.out; o += LF) {
       const int64_t number = std::min<int64_t>(LF, g_.w.out - o);
       vf v[K];
-      map_.windows(at + o, number == LF ? load_as(grad + o) : load_part(grad + o, number), number, v);
+      map_.windows(at + o, h, o, number == LF ? load_as(grad + o) : load_part(grad + o, number), number, v);
       for (int k = 0; k < K; ++k) storeu(to + k * pitch_ + o, v[k]);
     }
   }
@@ -121,14 +140,18 @@ template <class T, class Map> class Spread {
   void finish_row(const T* x, T* dx) const {
     const float* sums = elements_.data() + lead_;
     for (int64_t j = 0; j < g_.w.n; j += LF) {
-      const int64_t number = std::min<int64_t>(LF, g_.w.n - j);
       vf v[K];
       for (int k = 0; k < K; ++k) v[k] = loadu<vf>(sums + k * wide_ + j);
-      const vf d = map_.element(number == LF ? load_as(x + j) : load_part(x + j, number), v);
-      number == LF ? store_as(dx + j, d) : store_part(dx + j, d, number);
+      const vf d = map_.element(Map::values ? load_until(x + j, x + g_.w.n) : vf{}, v);
+      store_until(dx + j, d, dx + g_.w.n);
     }
   }
 };
+
+template <class T, class Map> void spread(const Plan& plan, const Grid& g, const Call& call, int64_t begin, int64_t end) {
+  Spread<T, Map> rows(plan, g, call);
+  for (int64_t plane = begin; plane < end; ++plane) rows.plane(plane);
+}
 
 }  // namespace
 
@@ -136,8 +159,10 @@ bool rows_weighted_gradient(const Plan& plan, const Grid& g, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
     return in_parallel(g.planes, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
-      Spread<T, SoftBack<T>> spread(plan, g, call);
-      for (int64_t plane = begin; plane < end; ++plane) spread.plane(plane);
+      if (plan.op == MEAN)
+        spread<T, MeanBack<T>>(plan, g, call, begin, end);
+      else
+        spread<T, SoftBack<T>>(plan, g, call, begin, end);
     });
   });
 }

@@ -40,6 +40,6 @@ inline uint8_t& general_flag(const Call& call) { return *static_cast<uint8_t*>(c
 inline float* kept_of(const Call& call) { return reinterpret_cast<float*>(static_cast<uint8_t*>(call.aux[0]) + KEPT_HEADER); }
 
 bool rows_soft(const Plan& plan, const Grid& grid, const Call& call);               // false: the general loops must do it
-bool rows_weighted_gradient(const Plan& plan, const Grid& grid, const Call& call);  // of powers and softmax weights
+bool rows_weighted_gradient(const Plan& plan, const Grid& grid, const Call& call);  // of means and of softmax weights
 
 }  // namespace everypool
