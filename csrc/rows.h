@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "folds.h"
 #include "tile.h"
@@ -35,7 +36,10 @@ bool grid_of(const Plan& plan, Grid& grid);
 bool rows_values(const Plan& plan, const Grid& grid, const Call& call);    // forward
 bool rows_winners(const Plan& plan, const Grid& grid, const Call& call);   // forward of a maximum that keeps what has won
 bool rows_take(const Plan& plan, const Grid& grid, const Call& call);      // the elements that have won
-bool rows_gradient(const Plan& plan, const Grid& grid, const Call& call);  // backward
+bool rows_winners_gradient(const Plan& plan, const Grid& grid, const Call& call);
+
+// What a mean is multiplied by is the product of its factors along the axes.
+std::vector<double> factors(const Plan& plan, int axis);
 
 constexpr int64_t ROWS_SERIAL = 32768;         // elements below which threads cost more than they bring
 constexpr int64_t ROWS_TILE = 16 << 10;        // bytes of rows between two steps: they stay in the first cache
@@ -117,16 +121,6 @@ template <class P> struct Pointers<0, P> {
 
 // ---- lanes ----------------------------------------------------------------------------------------------------------------
 
-EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
-#if EP_256
-  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
-#elif EP_128
-  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
-#else
-  return (vi)(a != a) | (vi)(b != b);
-#endif
-}
-
 // Lane P, P + S, P + 2 S, ... of S vectors in a row.
 template <int P, int S, class V, int... I> EP_INLINE V phase_of(const V* v, std::integer_sequence<int, I...> lanes) {
   constexpr int L = sizeof...(I);
@@ -172,8 +166,6 @@ template <class V, int... I> EP_INLINE void interleave_of(V& a, V& b, std::integ
 }
 EP_INLINE void interleave(vf& a, vf& b) { interleave_of(a, b, std::make_integer_sequence<int, LF>{}); }
 
-typedef uint8_t vb __attribute__((vector_size(LF)));
-EP_INLINE vi load_taps(const uint8_t* p) { return __builtin_convertvector(loadu<vb>(p), vi); }
 
 // as many of the lanes as fit before `end`
 template <class T> EP_INLINE void store_until(T* p, vf v, const T* end) {

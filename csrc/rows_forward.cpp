@@ -155,7 +155,7 @@ template <class T, class Op> class Values {
   const T* x_end_;
   bool tall_, groups_;
   int64_t columns_, lines_, pitch_, size_;  // of a tile
-  std::vector<double> by_[3];               // what a mean is multiplied by, the product over the axes
+  std::vector<double> by_[3];               // factors of a mean
   Scratch memory_, scales_;
   E *tile_ = nullptr, *spare_ = nullptr, *scale_ = nullptr;
   double scaled_ = 0;  // the factor of the row that scale_ holds
@@ -166,14 +166,8 @@ template <class T, class Op> class Values {
   vi nan_{};
 
   void divide() {
-    if (!Op::mean) return;
-    const Fold& fold = plan_.folds[0];
-    for (int a = 0; a < 3; ++a) {
-      const Axis& axis = fold.axis[a];
-      const bool cells = plan_.divisor == CELLS && fold.has_extent;
-      for (int64_t o = 0; o < axis.out; ++o)
-        by_[a].push_back(plan_.divisor == FIXED ? (a == 2 ? 1 / plan_.fixed : 1) : 1.0 / (cells ? axis.extent[o] : axis.count[o]));
-    }
+    if (Op::mean)
+      for (int a = 0; a < 3; ++a) by_[a] = factors(plan_, a);
   }
   void scale_for(int64_t h) {
     const double row = by_[0][d_] * by_[1][h];
