@@ -1,5 +1,5 @@
 // Values of sliding windows: rows are folded into one another first, then every row of the results along itself.
-#include "rows.h"
+#include "rows_weights.h"
 
 namespace everypool {
 namespace {
@@ -8,10 +8,10 @@ struct Largest {
   using E = float;
   using V = vf;
   using Part = vf;  // a vector of E
-  static constexpr bool mean = false;
+  static constexpr bool mean = false, power = false;
   static E neutral() { return lowest<float>(); }
   static EP_INLINE V lift(vf x) { return x; }
-  template <class T> static EP_INLINE V read(const T* p) { return load_as(p); }
+  EP_INLINE V map(vf x) const { return x; }
   static EP_INLINE V load(const E* p) { return loadu<vf>(p); }
   static EP_INLINE void store(E* p, V v) { storeu(p, v); }
   static EP_INLINE V merge(V a, V b) { return largest(a, b); }
@@ -23,12 +23,13 @@ struct Total {
   using E = double;
   using V = Wide;
   using Part = vd;
-  static constexpr bool mean = true;
+  static constexpr bool mean = true, power = false;
   typedef float Half __attribute__((vector_size(EP_BYTES / 2)));
   static E neutral() { return 0; }
   static EP_INLINE V lift(vf x) { return widened(x); }
-  template <class T> static EP_INLINE V read(const T* p) { return widened(load_as(p)); }
-  static EP_INLINE V read(const float* p) {  // two loads and two conversions, no lanes cross
+  EP_INLINE V map(vf x) const { return widened(x); }
+  template <class T> EP_INLINE V read(const T* p) const { return widened(load_as(p)); }
+  EP_INLINE V read(const float* p) const {  // two loads and two conversions, no lanes cross
     return {__builtin_convertvector(loadu<Half>(p), vd), __builtin_convertvector(loadu<Half>(p + LD), vd)};
   }
   static EP_INLINE V load(const E* p) { return {loadu<vd>(p), loadu<vd>(p + LD)}; }
@@ -38,6 +39,21 @@ struct Total {
   template <int S> static EP_INLINE V every(const E* p, int64_t stride) {
     const int64_t s = S == 0 ? stride : S;
     return {strided<S, vd>(p, stride), strided<S, vd>(p + s * LD, stride)};
+  }
+};
+
+// Sums of powers in double: they neither overflow nor vanish for what float holds.
+template <int P> struct Powers : Total {
+  static constexpr bool power = true;
+  Setting<float> setting;
+  EP_INLINE V map(vf x) const {
+    const Wide w = widened(positive<float>(x, setting));
+    return P == 1 ? w : P == 2 ? w * w : w * w * w;
+  }
+  template <class T> EP_INLINE V read(const T* p) const { return map(load_as(p)); }
+  static EP_INLINE vf finish(V v, const E* scale) {
+    const Wide mean = v * load(scale);
+    return narrowed(P == 1 ? mean : P == 2 ? root(mean) : cube_root(mean));
   }
 };
 
@@ -67,6 +83,7 @@ template <int S> EP_INLINE Wide merge_groups(const Wide* v, Total) {
 }
 
 constexpr int MOST_TAPS = 96;
+constexpr float LEAST = 1e-12f, MOST = 1e15f;  // power means beyond that have a gradient that float cannot hold on the way
 constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
 constexpr int DIRECT_TAPS = 8;   // of a sum
 
@@ -119,11 +136,15 @@ template <class T, class Op> class Values {
  public:
   Values(const Plan& plan, const Grid& grid, const Call& call, const Units& units)
       : plan_(plan), g_(grid), units_(units), x_(static_cast<const T*>(call.x)), y_(static_cast<T*>(call.y[0])) {
+    if constexpr (Op::power) {
+      op_.setting = {splat<vf>(1), (float)plan.eps, plan.sign == ABS, plan.sum, false};
+      if (call.save) kept_ = kept_of(call);
+    }
     x_end_ = x_ + g_.planes * g_.in;
     const Line &h = g_.h, &w = g_.w;
     const int64_t rows = g_.d.kernel * h.kernel;
     tall_ = g_.d.kernel == 1 && h.kernel > DIRECT_ROWS;
-    groups_ = w.stride == w.kernel && w.stride >= 2 && w.stride <= 4 && w.whole() && w.out >= LF && rows <= 16;
+    groups_ = w.stride == w.kernel && w.stride >= 2 && w.stride <= 4 && w.whole() && rows <= 16;
     columns_ = w.out;
     if (w.out * w.stride > 2 * ROWS_WIDE) columns_ = round_up(std::max<int64_t>((ROWS_WIDE - w.kernel) / w.stride, 1), LF);
     pitch_ = round_up(round_up(w.left, LF) + w.kernel + std::max(round_up(columns_, LF) * w.stride, columns_ * w.stride + w.kernel), LF) + LF;
@@ -134,7 +155,8 @@ template <class T, class Op> class Values {
     divide();
   }
 
-  void run(int64_t begin, int64_t end) {
+  // false: a power mean is infinite, or so large or small that its gradient needs more care
+  bool run(int64_t begin, int64_t end) {
     const int64_t spare = Op::mean ? size_ : 0, scale = Op::mean ? round_up(g_.w.out, LF) + LF : 0;
     if (!groups_) tile_ = static_cast<E*>(memory_.take((size_ + spare) * sizeof(E))), spare_ = tile_ + size_;
     if (Op::mean) scale_ = static_cast<E*>(scales_.take(scale * sizeof(E))), scaled_ = 0;
@@ -144,6 +166,7 @@ template <class T, class Op> class Values {
       out_ = y_ + slice * g_.h.out * g_.w.out;
       band(units_.low(unit), units_.high(unit));
     }
+    return !any(bad_);
   }
 
  private:
@@ -163,7 +186,9 @@ template <class T, class Op> class Values {
   const T* plane_ = nullptr;
   int64_t d_ = 0;
   T* out_ = nullptr;
-  vi nan_{};
+  vi nan_{}, bad_{};
+  Op op_;
+  float* kept_ = nullptr;  // of power means
 
   void divide() {
     if (Op::mean)
@@ -198,11 +223,11 @@ template <class T, class Op> class Values {
     }
     return m;
   }
-  template <int M> static EP_INLINE V fold_at(const Pointers<M, const T*>& row, int64_t at, vi& nan) {
+  template <int M> EP_INLINE V fold_at(const Pointers<M, const T*>& row, int64_t at, vi& nan) const {
     if constexpr (Op::mean) {
-      V v = Op::read(row[0] + at);
+      V v = op_.read(row[0] + at);
 #pragma GCC unroll 8
-      for (int r = 1; r < row.size; ++r) v = Op::merge(v, Op::read(row[r] + at));
+      for (int r = 1; r < row.size; ++r) v = Op::merge(v, op_.read(row[r] + at));
       return v;
     } else {  // the instruction drops NaN: two rows are looked at in one comparison
       vf v = load_as(row[0] + at);
@@ -240,15 +265,17 @@ template <class T, class Op> class Values {
     for (; safe < lines; ++safe) fold_part(rows, m, safe * step, count, to + safe * pitch_);
   }
   void fold_part(const T* const* row, int m, int64_t at, int64_t count, E* to) {
-    for (int64_t j = 0; j < count; j += LF) {
-      V v = Op::lift(splat<vf>((float)Op::neutral()));
-      for (int r = 0; r < m; ++r) {
-        const vf x = load_part(row[r] + at + j, std::min<int64_t>(count - j, LF));
-        nan_ |= unordered(x, x);
-        v = Op::merge(v, Op::lift(x));
-      }
-      Op::store(to + j, v);
+    for (int64_t j = 0; j < count; j += LF)
+      Op::store(to + j, fold_some(row, m, at + j, std::min<int64_t>(count - j, LF)));
+  }
+  V fold_some(const T* const* row, int m, int64_t at, int64_t number) {
+    V v = Op::lift(splat<vf>((float)Op::neutral()));
+    for (int r = 0; r < m; ++r) {
+      const vf x = load_part(row[r] + at, number);
+      nan_ |= unordered(x, x);
+      v = Op::merge(v, op_.map(x));
     }
+    return v;
   }
   void pad(const Span& s, int64_t rows) {
     const V v = Op::lift(splat<vf>((float)Op::neutral()));
@@ -314,17 +341,27 @@ template <class T, class Op> class Values {
     });
   }
   // vectors up to `full`, then what is left of `count`
-  template <int S, int M> EP_INLINE void finish_row(const Pointers<M, const E*>& tap, int64_t full, int64_t count, const E* scale, T* y) const {
+  // `number` results of a vector; power means are kept and looked at
+  EP_INLINE void put(T* y, V v, const E* scale, int64_t number = LF) {
+    const vf result = Op::finish(v, scale);
+    number == LF ? store_as(y, result) : store_part(y, result, number);
+    if constexpr (Op::power) {
+      const vi there = number == LF ? splat<vi>(-1) : until(number);
+      bad_ |= (kept_ ? (vi)(result != 0) & ~((vi)(result > LEAST) & (vi)(result < MOST)) : infinite(result)) & there;
+      if (kept_) number == LF ? storeu(kept_ + (y - y_), result) : store_part(kept_ + (y - y_), result, number);
+    }
+  }
+  template <int S, int M> EP_INLINE void finish_row(const Pointers<M, const E*>& tap, int64_t full, int64_t count, const E* scale, T* y) {
     const int64_t stride = S ? S : g_.w.stride;
     const auto step = [&](int64_t o) __attribute__((always_inline)) {
       V v = Op::template every<S>(tap[0] + o * stride, stride);
 #pragma GCC unroll 8
       for (int t = 1; t < tap.size; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + o * stride, stride));
-      return Op::finish(v, scale + o);
+      return v;
     };
     int64_t o = 0;
-    for (; o < full; o += LF) store_as(y + o, step(o));
-    if (o < count) store_part(y + o, step(o), count - o);
+    for (; o < full; o += LF) put(y + o, step(o), scale + o);
+    if (o < count) put(y + o, step(o), scale + o, count - o);
   }
 
   // Windows of S columns side by side, rows unpadded: no tile.
@@ -335,17 +372,23 @@ template <class T, class Op> class Values {
       const int m = rows_of(h, 0, rows);
       if (Op::mean) scale_for(h);
       T* y = out_ + h * out;
+      if (out < LF && (rows[m - 1] + S * LF > x_end_ || y + LF > out_ + high * out)) {  // nothing follows that might be touched
+        V v[S];
+        for (int i = 0; i < S; ++i) v[i] = fold_some(rows, m, i * LF, std::clamp<int64_t>(S * out - i * LF, 0, LF));
+        put(y, merge_groups<S>(v, op_), scale_, out);
+        continue;
+      }
       with_constant<1, 2, 3, 4>(m, [&](auto M) {
         vi nan{};
         const Pointers<M, const T*> row(rows, m);
         const auto step = [&](int64_t o) __attribute__((always_inline)) {
           V v[S];
           for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
-          store_as(y + o, Op::finish(merge_groups<S>(v, Op{}), scale_ + o));
+          put(y + o, merge_groups<S>(v, op_), scale_ + o);
         };
         int64_t o = 0;
         for (; o + LF <= out; o += LF) step(o);
-        if (o < out) step(out - LF);
+        if (o < out) step(std::max<int64_t>(out - LF, 0));
         nan_ |= nan;
       });
     }
@@ -374,9 +417,11 @@ template <class T, class Op> class Values {
 
 template <class T, class Op> bool values(const Plan& plan, const Grid& g, const Call& call) {
   const Units units(g.planes * g.d.out, g.h.out, g.w.n * g.h.stride * g.d.kernel);
-  return in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
-    Values<T, Op>(plan, g, call, units).run(begin, end);
+  std::atomic<bool> declined{false};
+  const bool done = in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+    if (!declined && !Values<T, Op>(plan, g, call, units).run(begin, end)) declined = true;
   });
+  return done && !declined;
 }
 
 }  // namespace
@@ -385,6 +430,16 @@ bool rows_values(const Plan& plan, const Grid& grid, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
     return plan.op == MAX ? values<T, Largest>(plan, grid, call) : values<T, Total>(plan, grid, call);
+  });
+}
+
+bool rows_powers(const Plan& plan, const Grid& grid, const Call& call) {
+  const int p = whole_power(call);
+  if (p == 0) return false;
+  return with_type(plan.type, [&](auto type) {
+    using T = decltype(type);
+    if (p == 1) return values<T, Powers<1>>(plan, grid, call);
+    return p == 2 ? values<T, Powers<2>>(plan, grid, call) : values<T, Powers<3>>(plan, grid, call);
   });
 }
 

@@ -20,17 +20,12 @@ template <class T> struct SoftBack {
   void begin(const T* x) { around.find(x, g.in, beta[0]); }
   EP_INLINE void windows(int64_t at, int64_t, int64_t, vf grad, int64_t number, vf* to) const {
     const float *sum = kept_of(call) + at, *above = sum + g.planes * g.out;
-    to[0] = grad / (number == LF ? loadu<vf>(sum) : load_part(sum, number) + keep(splat<vf>(1), beyond(number)));
+    to[0] = grad / (number == LF ? loadu<vf>(sum) : load_part(sum, number) + keep(splat<vf>(1), ~until(number)));
     to[1] = to[0] * (number == LF ? loadu<vf>(above) : load_part(above, number));
   }
   EP_INLINE vf element(vf x, const vf* sums) const {
     const vf e = exponential(beta * (x - around.top));
     return authors ? e * sums[0] : e * (sums[0] + beta * ((x - around.middle) * sums[0] - sums[1]));
-  }
-  static EP_INLINE vi beyond(int64_t number) {
-    vi m;
-    for (int i = 0; i < LF; ++i) m[i] = i >= number ? -1 : 0;
-    return m;
   }
 };
 
@@ -50,6 +45,33 @@ template <class T> struct MeanBack {
     to[0] = grad * (loadu<vf>(columns.data() + o) * (float)rows[h]);
   }
   EP_INLINE vf element(vf, const vf* sums) const { return sums[0]; }
+};
+
+// dx = a^(p - 1) * sum of grad / n / y^(p - 1)
+template <class T, int P> struct PowerBack {
+  static constexpr int K = 1;
+  static constexpr bool values = true;
+  const Call& call;
+  const MeanBack<T> mean;
+  Setting<float> setting;
+
+  PowerBack(const Plan& plan, const Grid& g, const Call& c)
+      : call(c), mean(plan, g, c), setting{splat<vf>(P), (float)plan.eps, plan.sign == ABS, plan.sum, false} {}
+  void begin(const T*) {}
+  EP_INLINE void windows(int64_t at, int64_t h, int64_t o, vf grad, int64_t number, vf* to) const {
+    mean.windows(at, h, o, grad, number, to);
+    if constexpr (P > 1) {
+      const float* kept = kept_of(call) + at;
+      const vf y = number == LF ? loadu<vf>(kept) : load_part(kept, number);
+      to[0] = y == 0 ? vf{} : to[0] / (P == 2 ? y : y * y);
+    }
+  }
+  EP_INLINE vf element(vf x, const vf* sums) const {
+    const vf a = positive<float>(x, setting), w = P == 1 ? sums[0] : P == 2 ? sums[0] * a : sums[0] * (a * a);
+    const vi out = setting.abs ? (vi)(a == 0) : (vi)(x < splat<vf>(setting.eps));
+    const vf turned = x < 0 ? -w : w;
+    return keep(setting.abs ? turned : w, ~out);
+  }
 };
 
 // Rows of windows into rows of elements.
@@ -159,10 +181,17 @@ bool rows_weighted_gradient(const Plan& plan, const Grid& g, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
     return in_parallel(g.planes, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+      const int p = plan.op == POWER ? whole_power(call) : 0;
       if (plan.op == MEAN)
         spread<T, MeanBack<T>>(plan, g, call, begin, end);
-      else
+      else if (plan.op == SOFT)
         spread<T, SoftBack<T>>(plan, g, call, begin, end);
+      else if (p == 1)
+        spread<T, PowerBack<T, 1>>(plan, g, call, begin, end);
+      else if (p == 2)
+        spread<T, PowerBack<T, 2>>(plan, g, call, begin, end);
+      else
+        spread<T, PowerBack<T, 3>>(plan, g, call, begin, end);
     });
   });
 }
