@@ -284,10 +284,8 @@ template <class T, class Op> class Values {
   void stack(int64_t low, int64_t high, const Span& s) {
     const T* row[64];
     for (int64_t h = low, next; h < high; h = next) {
-      const int64_t rows = g_.h.end(h) - g_.h.first(h);
       const int m = rows_of(h, s.from, row);
-      next = h + 1;  // whole windows have the same rows, further down
-      if (rows == g_.h.kernel) next = std::min(high, (g_.h.n + g_.h.left - g_.h.kernel) / g_.h.stride + 1);
+      next = rows_alike(h, high);
       fold_rows(row, m, g_.h.stride * g_.w.n, next - h, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
     }
     pad(s, high - low);
@@ -367,31 +365,46 @@ template <class T, class Op> class Values {
   // Windows of S columns side by side, rows unpadded: no tile.
   template <int S> void group_rows(int64_t low, int64_t high) {
     const T* rows[64];
-    const int64_t out = g_.w.out;
-    for (int64_t h = low; h < high; ++h) {
+    const int64_t out = g_.w.out, step = g_.h.stride * g_.w.n;
+    for (int64_t h = low, next; h < high; h = next) {
       const int m = rows_of(h, 0, rows);
-      if (Op::mean) scale_for(h);
-      T* y = out_ + h * out;
-      if (out < LF && (rows[m - 1] + S * LF > x_end_ || y + LF > out_ + high * out)) {  // nothing follows that might be touched
-        V v[S];
-        for (int i = 0; i < S; ++i) v[i] = fold_some(rows, m, i * LF, std::clamp<int64_t>(S * out - i * LF, 0, LF));
-        put(y, merge_groups<S>(v, op_), scale_, out);
-        continue;
+      next = rows_alike(h, high);
+      int64_t whole = next - h;
+      if (out < LF) {  // vectors reach into the rows to come, as far as there are any
+        const int64_t room = x_end_ - (rows[m - 1] + S * LF), room_out = (high - h) * out - LF;
+        whole = room < 0 || room_out < 0 ? 0 : std::min({whole, room / step + 1, room_out / out + 1});
       }
-      with_constant<1, 2, 3, 4>(m, [&](auto M) {
-        vi nan{};
-        const Pointers<M, const T*> row(rows, m);
-        const auto step = [&](int64_t o) __attribute__((always_inline)) {
-          V v[S];
-          for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
-          put(y + o, merge_groups<S>(v, op_), scale_ + o);
-        };
-        int64_t o = 0;
-        for (; o + LF <= out; o += LF) step(o);
-        if (o < out) step(std::max<int64_t>(out - LF, 0));
-        nan_ |= nan;
-      });
+      with_constant<1, 2, 3, 4>(m, [&](auto M) { group_lines<S, M>(rows, m, h, whole); });
+      for (int64_t line = whole; line < next - h; ++line) {
+        if (Op::mean) scale_for(h + line);
+        V v[S];
+        for (int i = 0; i < S; ++i) v[i] = fold_some(rows, m, line * step + i * LF, std::clamp<int64_t>(S * out - i * LF, 0, LF));
+        put(out_ + (h + line) * out, merge_groups<S>(v, op_), scale_, out);
+      }
     }
+  }
+  template <int S, int M> void group_lines(const T* const* rows, int m, int64_t h, int64_t lines) {
+    const int64_t out = g_.w.out, step = g_.h.stride * g_.w.n;
+    Pointers<M, const T*> row(rows, m);
+    T* y = out_ + h * out;
+    vi nan{};
+    const auto put_at = [&](int64_t o) __attribute__((always_inline)) {
+      V v[S];
+      for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
+      put(y + o, merge_groups<S>(v, op_), scale_ + o);
+    };
+    for (int64_t line = 0; line < lines; ++line, y += out, row.advance(step)) {
+      if (Op::mean) scale_for(h + line);
+      int64_t o = 0;
+      for (; o + LF <= out; o += LF) put_at(o);
+      if (o < out) put_at(std::max<int64_t>(out - LF, 0));
+    }
+    nan_ |= nan;
+  }
+  // the end of the rows of results, from h on, whose windows have the same rows, further down
+  int64_t rows_alike(int64_t h, int64_t high) const {
+    if (g_.h.end(h) - g_.h.first(h) < g_.h.kernel) return h + 1;
+    return std::min(high, (g_.h.n + g_.h.left - g_.h.kernel) / g_.h.stride + 1);
   }
 
   // ---- where there is NaN: element by element -----------------------------------------------------------------------------
