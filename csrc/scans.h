@@ -55,13 +55,17 @@ EP_INLINE int packed(vl mask) {
 // Does x begin a new maximum, after `before`? What is NaN always does, and nothing else after it.
 template <bool LAST, class V> EP_INLINE auto begins(V x, V before) { return (LAST ? x >= before : x > before) | (x != x); }
 
+// Maxima are elements: there is nothing to round.
+template <class T, class V> EP_INLINE void store_exactly(T* p, V v) { store_as(p, v); }
+EP_INLINE void store_exactly(bfloat16* p, vf v) { storeu(p, __builtin_convertvector((vu)v >> 16, vh)); }
+
 // ---- gradients: what the windows give is added up, until the element is met at which their maximum began -----------------
 
 template <int FROM, int... I> EP_INLINE vl half_mask(vi mask, std::integer_sequence<int, I...>) {
-  return __builtin_convertvector(__builtin_shufflevector(mask, mask, (FROM + I)...), vl);
+  return (vl)__builtin_shufflevector(mask, mask, (FROM + I / 2)...);
 }
 EP_INLINE Wide cleared(Wide sum, vi where) {
-  constexpr auto lanes = std::make_integer_sequence<int, LD>{};
+  constexpr auto lanes = std::make_integer_sequence<int, LF>{};
   return {keep(sum.lo, ~half_mask<0>(where, lanes)), keep(sum.hi, ~half_mask<LD>(where, lanes))};
 }
 EP_INLINE vd cleared(vd sum, vl where) { return keep(sum, ~where); }

@@ -18,48 +18,44 @@ template <class T> struct Columns {
   const int64_t parts = std::max<int64_t>(course.inner / WIDTH, 1);
   const int64_t number = course.outer * parts;
 
-  // Calls f(place of the vector's first element, of its word, number within the part, row above) down or up the columns.
+  // Calls f(place of the vector's first element, of its word, its state, whether it is the first) down or up the columns. The
+  // last vector of a row may overlap the one before it, so the states lie apart: what was just stored is loaded as it was.
   // Towards the first row everything goes backwards: one stream that the prefetcher follows.
-  template <bool UP, class First, class F> EP_INLINE void each(int64_t unit, const First& first, const F& f) const {
-    const int64_t low = unit % parts * words / parts, high = (unit % parts + 1) * words / parts;
-    const int64_t before = UP ? course.inner : -course.inner;
-    for (int64_t i = 0; i < course.n; ++i) {
-      const int64_t row = unit / parts * course.n + (UP ? course.n - 1 - i : i);
-      for (int64_t k = 0; k < high - low; ++k) {
-        const int64_t word = UP ? high - 1 - k : low + k;
-        const int64_t at = row * course.inner + std::min(word * L, course.inner - L);
-        if (i == 0)
-          first(at, row * words + word, k);
-        else
-          f(at, row * words + word, k, at + before);
-      }
+  template <bool UP, class S, class F> EP_INLINE void each(int64_t begin, int64_t end, const F& f) const {
+    Scratch memory;
+    S* states = static_cast<S*>(memory.take((words / parts + 1) * sizeof(S)));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t unit = UP ? begin + end - 1 - i : i, part = unit % parts, top = unit / parts * course.n;
+      const int64_t low = part * words / parts, high = (part + 1) * words / parts;
+      rows<UP, true>(top + (UP ? course.n - 1 : 0), 1, low, high, states, f);
+      rows<UP, false>(top + (UP ? course.n - 2 : 1), course.n - 1, low, high, states, f);
     }
   }
-
-  template <bool UP, class F> EP_INLINE void units(int64_t begin, int64_t end, const F& f) const {
-    for (int64_t unit = begin; unit < end; ++unit) f(UP ? begin + end - 1 - unit : unit);
+  template <bool UP, bool FIRST, class S, class F>
+  EP_INLINE void rows(int64_t row, int64_t count, int64_t low, int64_t high, S* states, const F& f) const {
+    for (int64_t i = 0; i < count; ++i, row += UP ? -1 : 1)
+      for (int64_t k = 0; k < high - low; ++k) {
+        const int64_t word = UP ? high - 1 - k : low + k;
+        f(row * course.inner + std::min(word * L, course.inner - L), row * words + word, states[k], std::bool_constant<FIRST>{});
+      }
   }
 
   template <bool UP, Pass PASS, bool LAST> void forward(const Call& call, int64_t begin, int64_t end) const {
     const T* x = static_cast<const T*>(call.x);
     T* y = static_cast<T*>(call.y[0]);
     Word<C>* won = static_cast<Word<C>*>(call.aux[0]);
-    units<UP>(begin, end, [&](int64_t unit) {
-      each<UP>(
-          unit,
-          [&](int64_t at, int64_t word, int64_t) {
-            store_as(y + at, load_as(x + at));
-            if (PASS == WINNERS) won[word] = (Word<C>)((1 << L) - 1);
-          },
-          [&](int64_t at, int64_t word, int64_t, int64_t above) {
-            const V value = load_as(x + at), before = load_as(y + above);
-            if constexpr (PASS == TAKE) {
-              store_as(y + at, unpacked<M>(won[word]) ? value : before);
-            } else {
-              if constexpr (PASS == WINNERS) won[word] = (Word<C>)packed((M)begins<LAST>(value, before));
-              store_as(y + at, value != value ? value : largest(value, before));
-            }
-          });
+    each<UP, V>(begin, end, [&](int64_t at, int64_t word, V& state, auto first) __attribute__((always_inline)) {
+      const V value = load_as(x + at), before = state;
+      if constexpr (first) {
+        state = value;
+        if constexpr (PASS == WINNERS) won[word] = (Word<C>)((1 << L) - 1);
+      } else if constexpr (PASS == TAKE) {
+        state = unpacked<M>(won[word]) ? value : before;
+      } else {
+        state = value != value ? value : largest(value, before);
+        if constexpr (PASS == WINNERS) won[word] = (Word<C>)packed((M)begins<LAST>(value, before));
+      }
+      store_exactly(y + at, state);
     });
   }
 
@@ -68,21 +64,10 @@ template <class T> struct Columns {
     const T* g = static_cast<const T*>(call.grad[0]);
     T* dx = static_cast<T*>(call.dx);
     const Word<C>* won = static_cast<const Word<C>*>(call.aux[0]);
-    Scratch memory;
-    W* sums = static_cast<W*>(memory.take((words / parts + 1) * sizeof(W)));
-    units<UP>(begin, end, [&](int64_t unit) {
-      const auto add = [&](int64_t at, int64_t word, int64_t k) {
-        W sum = sums[k];
-        store_as(dx + at, collected<C>(load_as(g + at), unpacked<M>(won[word]), sum));
-        sums[k] = sum;
-      };
-      each<UP>(
-          unit,
-          [&](int64_t at, int64_t word, int64_t k) {
-            sums[k] = Lane<C>::zero();
-            add(at, word, k);
-          },
-          [&](int64_t at, int64_t word, int64_t k, int64_t) { add(at, word, k); });
+    each<UP, W>(begin, end, [&](int64_t at, int64_t word, W& state, auto first) __attribute__((always_inline)) {
+      W sum = first ? Lane<C>::zero() : state;
+      store_as(dx + at, collected<C>(load_as(g + at), unpacked<M>(won[word]), sum));
+      state = sum;
     });
   }
 

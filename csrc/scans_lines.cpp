@@ -21,6 +21,29 @@ template <bool BACK, class V, int... I> EP_INLINE V moved(V v, V last, std::inte
   return __builtin_shufflevector(v, last, (BACK ? I + 1 : I == 0 ? L : I - 1)...);
 }
 
+template <int LANE, class V, int... I> EP_INLINE V everywhere(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (LANE + 0 * I)...);
+}
+
+// A word for each lane. A byte is spread over all of its lane: that is one shuffle, and only its own bits are asked for.
+template <class M, int... I> EP_INLINE M words_of_lanes(const uint8_t* p, std::integer_sequence<int, I...>) {
+  constexpr int size = sizeof(M{}[0]), lanes = sizeof(M) / size, together = std::min<int>(sizeof(M), 16);
+  using All = std::conditional_t<lanes == 8, uint64_t, std::conditional_t<lanes == 4, uint32_t, uint16_t>>;
+  typedef All Alls __attribute__((vector_size(sizeof(M))));
+  typedef uint8_t Bytes __attribute__((vector_size(sizeof(M))));
+  All all;
+  std::memcpy(&all, p, sizeof all);
+  const Bytes bytes = (Bytes)splat<Alls>(all);
+  return (M)__builtin_shufflevector(bytes, bytes, (I / together * together + I / size)...);
+}
+template <class M> EP_INLINE M words_of_lanes(const uint8_t* p) {
+  return words_of_lanes<M>(p, std::make_integer_sequence<int, sizeof(M)>{});
+}
+template <class M> EP_INLINE M words_of_lanes(const uint16_t* p) {
+  typedef uint16_t Words __attribute__((vector_size(2 * sizeof(M) / sizeof(M{}[0]))));
+  return __builtin_convertvector(loadu<Words>(p), M);
+}
+
 template <class T> struct Lines {
   using C = Compute<T>;
   using V = typename Lane<C>::V;
@@ -28,16 +51,15 @@ template <class T> struct Lines {
   using W = typename Lane<C>::W;
   static constexpr int L = Lane<C>::L;
   static constexpr auto LANES = std::make_integer_sequence<int, L>{};
-  typedef Word<C> Words __attribute__((vector_size(sizeof(Word<C>) * L)));
 
   const Course& course;
   const int64_t n = course.n;
-  const int64_t blocks = (n + L - 1) / L;  // of a line, in the order of the run; the last one begins within the one before it
+  const int64_t blocks = (n + L - 1) / L;  // of a line, in the order of the run; the second begins within the first where L does not divide n
   const int64_t groups = (course.outer + L - 1) / L;
 
   // Where a block begins in the order of the run, the lanes that the block before it has too, and the first place in memory.
-  int64_t first(int64_t block) const { return std::min(block * L, n - L); }
-  int shared(int64_t block) const { return (int)(block * L - first(block)); }
+  int64_t first(int64_t block) const { return block == 0 ? 0 : n - (blocks - block) * L; }
+  int shared(int64_t block) const { return block == 1 ? (int)(blocks * L - n) : 0; }
   template <bool BACK> int64_t place(int64_t block) const { return BACK ? n - L - first(block) : first(block); }
   template <bool BACK> static constexpr int lane(int j) { return BACK ? L - 1 - j : j; }
 
@@ -50,23 +72,23 @@ template <class T> struct Lines {
 
   // ---- forward
 
+  // false: there is NaN, which these maxima do not keep
   template <bool BACK, bool KEEP, bool LAST> EP_INLINE bool line(const T* x, T* y, Word<C>* won) const {
-    V last = splat<V>(lowest<C>());
-    M odd{};
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t at = place<BACK>(block);
-      if (shared(block) > 0) last = load_as(y + (BACK ? at + 1 : at - 1));
-      if (shared(block) > 0) last = splat<V>(last[lane<BACK>(0)]);
-      const V value = load_as(x + at);
-      odd |= (M)(value != value);
-      const V found = largest(joined<BACK, 1>(value, LANES), last);
-      if constexpr (KEEP) {
-        const int word = packed((M)begins<LAST>(value, moved<BACK>(found, last, LANES)));
-        won[block * L] = (Word<C>)(block == 0 ? word | 1 << lane<BACK>(0) : word);
-      }
-      store_as(y + at, found);
-      last = splat<V>(found[lane<BACK>(L - 1)]);
+    const V start = load_as(x + place<BACK>(0)), beginning = joined<BACK, 1>(start, LANES);
+    M odd = (M)(start != start);
+    if constexpr (KEEP) {
+      const V before = moved<BACK>(beginning, beginning, LANES);
+      won[0] = (Word<C>)(packed((M)begins<LAST>(start, before)) | 1 << lane<BACK>(0));
     }
+    V last = everywhere<lane<BACK>(L - 1)>(beginning, LANES);
+    for (int64_t block = 1; block < blocks; ++block) {
+      const V value = load_as(x + place<BACK>(block)), found = largest(joined<BACK, 1>(value, LANES), last);
+      odd |= (M)(value != value);
+      if constexpr (KEEP) won[block * L] = (Word<C>)packed((M)begins<LAST>(value, moved<BACK>(found, last, LANES)));
+      store_exactly(y + place<BACK>(block), found);
+      last = everywhere<lane<BACK>(L - 1)>(found, LANES);
+    }
+    store_exactly(y + place<BACK>(0), beginning);  // over what the second block has found of its elements
     return !any(odd);
   }
 
@@ -78,7 +100,7 @@ template <class T> struct Lines {
         const int i = lane<BACK>(j);
         result[i] = f(value[i], block + j == 0, block, i);
       }
-      store_as(y + place<BACK>(block), result);
+      store_exactly(y + place<BACK>(block), result);
     }
   }
   template <bool BACK, bool KEEP, bool LAST> void line_with_nan(const T* x, T* y, Word<C>* won) const {
@@ -110,33 +132,34 @@ template <class T> struct Lines {
 
   // ---- backward
 
-  template <bool BACK> EP_INLINE void spread(const T* const* g, T* const* dx, int used, const Word<C>* won, int64_t block, W& sum) const {
+  template <bool BACK, bool PART> EP_INLINE void spread(const T* const* g, T* const* dx, const Word<C>* won, int64_t block, W& sum) const {
     const int64_t at = place<BACK>(block);
     V rows[L];
     for (int i = 0; i < L; ++i) rows[i] = load_as(g[i] + at);
     transpose(rows);
-    const M words = __builtin_convertvector(loadu<Words>(won + block * L), M);
+    const M words = words_of_lanes<M>(won + block * L);
     for (int j = L - 1; j >= 0; --j) {
-      if (j < shared(block)) break;  // these are written once more, with the block before
+      if (PART && j < shared(block)) break;  // these are written once more, with the block before
       const int i = lane<BACK>(j);
       rows[i] = collected<C>(rows[i], (M)((words & (1 << i)) != 0), sum);
     }
     transpose(rows);
-    for (int i = 0; i < used; ++i) store_as(dx[i] + at, rows[i]);
+    for (int i = L - 1; i >= 0; --i) store_as(dx[i] + at, rows[i]);  // what stands for a line that is missing goes first
   }
 
   template <bool BACK> void backward(const Call& call, int64_t begin, int64_t end) const {
     each<!BACK>(begin, end, [&](int64_t group) {
-      const int used = (int)std::min<int64_t>(L, course.outer - group * L);
       const T* g[L];
       T* dx[L];
       for (int i = 0; i < L; ++i) {  // the last line stands for those missing
-        const int64_t at = (group * L + std::min(i, used - 1)) * n;
+        const int64_t at = std::min(group * L + i, course.outer - 1) * n;
         g[i] = static_cast<const T*>(call.grad[0]) + at, dx[i] = static_cast<T*>(call.dx) + at;
       }
       const Word<C>* won = static_cast<const Word<C>*>(call.aux[0]) + word(group * L, 0);
       W sum = Lane<C>::zero();
-      for (int64_t block = blocks - 1; block >= 0; --block) spread<BACK>(g, dx, used, won, block, sum);
+      for (int64_t block = blocks - 1; block > 1; --block) spread<BACK, false>(g, dx, won, block, sum);
+      if (blocks > 1) spread<BACK, true>(g, dx, won, 1, sum);
+      spread<BACK, false>(g, dx, won, 0, sum);
     });
   }
 
