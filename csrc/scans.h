@@ -22,7 +22,7 @@ template <class M, int... I> EP_INLINE M bit_of_lane(std::integer_sequence<int, 
 template <class M> EP_INLINE M bit_of_lane() {
   return bit_of_lane<M>(std::make_integer_sequence<int, sizeof(M) / sizeof(M{}[0])>{});
 }
-template <class M> EP_INLINE M unpacked(int word) { return (M)((splat<M>(word) & bit_of_lane<M>()) != 0); }
+template <class M> EP_INLINE M unpacked(int word) { return (M)((splat<M>(word) & bit_of_lane<M>()) == bit_of_lane<M>()); }
 
 template <class M> EP_INLINE int packed_lanes(M mask) {
   int word = 0;
@@ -54,6 +54,12 @@ EP_INLINE int packed(vl mask) {
 
 // Does x begin a new maximum, after `before`? What is NaN always does, and nothing else after it.
 template <bool LAST, class V> EP_INLINE auto begins(V x, V before) { return (LAST ? x >= before : x > before) | (x != x); }
+
+// What is about to be read: hardware follows one stream, not one that runs down next to one that is written.
+constexpr int64_t AHEAD = 1024;  // bytes
+template <bool DOWN> EP_INLINE void prefetch(const void* p, int64_t bytes = AHEAD) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + (DOWN ? -bytes : bytes)));
+}
 
 // Maxima are elements: there is nothing to round.
 template <class T, class V> EP_INLINE void store_exactly(T* p, V v) { store_as(p, v); }

@@ -45,6 +45,7 @@ template <class T> struct Columns {
     T* y = static_cast<T*>(call.y[0]);
     Word<C>* won = static_cast<Word<C>*>(call.aux[0]);
     each<UP, V>(begin, end, [&](int64_t at, int64_t word, V& state, auto first) __attribute__((always_inline)) {
+      prefetch<UP>(x + at);
       const V value = load_as(x + at), before = state;
       if constexpr (first) {
         state = value;
@@ -65,6 +66,7 @@ template <class T> struct Columns {
     T* dx = static_cast<T*>(call.dx);
     const Word<C>* won = static_cast<const Word<C>*>(call.aux[0]);
     each<UP, W>(begin, end, [&](int64_t at, int64_t word, W& state, auto first) __attribute__((always_inline)) {
+      prefetch<UP>(g + at);
       W sum = first ? Lane<C>::zero() : state;
       store_as(dx + at, collected<C>(load_as(g + at), unpacked<M>(won[word]), sum));
       state = sum;

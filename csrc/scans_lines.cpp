@@ -135,13 +135,16 @@ template <class T> struct Lines {
   template <bool BACK, bool PART> EP_INLINE void spread(const T* const* g, T* const* dx, const Word<C>* won, int64_t block, W& sum) const {
     const int64_t at = place<BACK>(block);
     V rows[L];
-    for (int i = 0; i < L; ++i) rows[i] = load_as(g[i] + at);
+    for (int i = 0; i < L; ++i) {
+      prefetch<!BACK>(g[i] + at, L * n * sizeof(T));
+      rows[i] = load_as(g[i] + at);
+    }
     transpose(rows);
     const M words = words_of_lanes<M>(won + block * L);
     for (int j = L - 1; j >= 0; --j) {
       if (PART && j < shared(block)) break;  // these are written once more, with the block before
       const int i = lane<BACK>(j);
-      rows[i] = collected<C>(rows[i], (M)((words & (1 << i)) != 0), sum);
+      rows[i] = collected<C>(rows[i], (M)((words & (1 << i)) == 1 << i), sum);
     }
     transpose(rows);
     for (int i = L - 1; i >= 0; --i) store_as(dx[i] + at, rows[i]);  // what stands for a line that is missing goes first
