@@ -458,9 +458,14 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     must(at < numbers.size(), "a plan must have all its numbers");
     return numbers[at++];
   };
+  const auto choice = [&]() {
+    const int64_t value = next();
+    must(value >= 0 && value < 256, "settings must exist");  // before it is narrowed
+    return (int)value;
+  };
   Plan p;
-  p.N = next(), p.C = next(), p.type = (int)next(), p.pixels = next() != 0, p.op = (int)next(), p.index = (int)next();
-  p.divisor = (int)next(), p.sign = (int)next(), p.last = next() != 0, p.sum = next() != 0, p.plain_gradient = next() != 0;
+  p.N = next(), p.C = next(), p.type = choice(), p.pixels = next() != 0, p.op = choice(), p.index = choice();
+  p.divisor = choice(), p.sign = choice(), p.last = next() != 0, p.sum = next() != 0, p.plain_gradient = next() != 0;
   p.mask_channels = next();
   const int64_t folds = next();
   must(p.N >= 0 && p.C >= 0, "sizes must not be negative");
@@ -483,7 +488,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     f.method = (Method)(next() != 0);
     double taps = 1, work = 1;
     for (Axis& a : f.axis) {
-      a.n = next(), a.out = next(), a.step = next(), a.rows = next(), a.run = (int)next(), a.slide = next(), a.kernel = next(), a.left = next();
+      a.n = next(), a.out = next(), a.step = next(), a.rows = next(), a.run = choice(), a.slide = next(), a.kernel = next(), a.left = next();
       must(a.n >= 1 && a.out >= 1 && a.step >= 1 && a.n <= LARGEST && a.out <= LARGEST && a.step <= LARGEST, "axes must have positive sizes");
       must(a.rows == 1 || a.rows == p.N, "an axis must have one row or N");
       must(a.run >= 0 && a.run <= 2, "a run must be 0, 1 or 2");
