@@ -441,6 +441,7 @@ int64_t times(int64_t a, int64_t b) {
 int64_t bands_for(const Plan& plan, const Fold& f) {
   const Axis& a = f.axis[f.band_axis];
   if (plan.folds.size() > 1 || f.method != DIRECT || a.out == 1) return 1;
+  if (plan.mask_channels > 0 && plan.op != MAX) return 1;  // a gradient counts all elements of windows that reach into it
   const int64_t bytes = plan.lanes * (computes_in_float(plan.type) ? 4 : 8);
   const int64_t row = below(f) * (scattered(plan) ? bytes : plan.C * bytes / plan.lanes);
   const int64_t whole = a.n * row;
