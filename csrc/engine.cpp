@@ -380,6 +380,7 @@ int64_t aux_bytes(const Plan& plan, size_t fold) {
 }
 
 bool forward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;  // however many samples without channels there are
   for (size_t i = 0; i < plan.folds.size(); ++i) {
     fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
     if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
@@ -400,6 +401,7 @@ bool forward(const Plan& plan, const Call& call) {
 }
 
 bool backward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;
   fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
   if (plan.special_training) return SPECIAL[plan.special_training].backward(plan, call);
   switch (plan.type) {
