@@ -407,6 +407,7 @@ int64_t aux_bytes(const Plan& plan, size_t fold) {
 }
 
 bool forward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;  // however many samples without channels there are
   for (size_t i = 0; i < plan.folds.size(); ++i) {
     fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
     if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
@@ -416,6 +417,7 @@ bool forward(const Plan& plan, const Call& call) {
 }
 
 bool backward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;
   fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
   return plan.special_training ? SPECIAL[plan.special_training].backward(plan, call) : general_backward(plan, call);
 }
@@ -460,6 +462,7 @@ void find_slide(Axis& a) {
 int64_t bands_for(const Plan& plan, const Fold& f) {
   const Axis& a = f.axis[f.band_axis];
   if (plan.folds.size() > 1 || f.method != DIRECT || a.out == 1) return 1;
+  if (plan.mask_channels > 0 && plan.op != MAX) return 1;  // a gradient counts all elements of windows that reach into it
   const int64_t bytes = plan.lanes * (computes_in_float(plan.type) ? 4 : 8);
   const int64_t row = below(f) * (scattered(plan) ? bytes : plan.C * bytes / plan.lanes);
   const int64_t whole = a.n * row;
@@ -477,9 +480,14 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     must(at < numbers.size(), "a plan must have all its numbers");
     return numbers[at++];
   };
+  const auto choice = [&]() {
+    const int64_t value = next();
+    must(value >= 0 && value < 256, "settings must exist");  // before it is narrowed
+    return (int)value;
+  };
   Plan p;
-  p.N = next(), p.C = next(), p.type = (int)next(), p.pixels = next() != 0, p.op = (int)next(), p.index = (int)next();
-  p.divisor = (int)next(), p.sign = (int)next(), p.last = next() != 0, p.sum = next() != 0, p.plain_gradient = next() != 0;
+  p.N = next(), p.C = next(), p.type = choice(), p.pixels = next() != 0, p.op = choice(), p.index = choice();
+  p.divisor = choice(), p.sign = choice(), p.last = next() != 0, p.sum = next() != 0, p.plain_gradient = next() != 0;
   p.mask_channels = next();
   const int64_t folds = next();
   must(p.N >= 0 && p.C >= 0, "sizes must not be negative");
@@ -502,7 +510,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     f.method = (Method)(next() != 0);
     double taps = 1, work = 1;
     for (Axis& a : f.axis) {
-      a.n = next(), a.out = next(), a.step = next(), a.rows = next(), a.run = (int)next(), a.slide = next(), a.kernel = next(), a.left = next();
+      a.n = next(), a.out = next(), a.step = next(), a.rows = next(), a.run = choice(), a.slide = next(), a.kernel = next(), a.left = next();
       must(a.n >= 1 && a.out >= 1 && a.step >= 1 && a.n <= LARGEST && a.out <= LARGEST && a.step <= LARGEST, "axes must have positive sizes");
       must(a.rows == 1 || a.rows == p.N, "an axis must have one row or N");
       must(a.run >= 0 && a.run <= 2, "a run must be 0, 1 or 2");

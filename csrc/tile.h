@@ -27,7 +27,6 @@ template <> struct ComputeOf<int64_t> {
 template <class T> using Compute = typename ComputeOf<T>::type;
 
 typedef uint16_t vh __attribute__((vector_size(2 * LF)));
-typedef uint32_t vu __attribute__((vector_size(EP_BYTES)));
 
 EP_INLINE vf from_bits(vh h, bfloat16) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 EP_INLINE vf from_bits(vh h, float16) {

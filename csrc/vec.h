@@ -32,6 +32,7 @@ namespace everypool {
 typedef float vf __attribute__((vector_size(EP_BYTES)));
 typedef double vd __attribute__((vector_size(EP_BYTES)));
 typedef int32_t vi __attribute__((vector_size(EP_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(EP_BYTES)));
 typedef int64_t vl __attribute__((vector_size(EP_BYTES)));
 
 constexpr int LF = EP_BYTES / 4, LD = EP_BYTES / 8;
@@ -279,9 +280,9 @@ EP_INLINE vf exponential_m1(vf x) {
 }
 // log(x) for normal x > 0
 EP_INLINE vf logarithm(vf x) {
-  vi bits = (vi)x;
-  vi n = (bits - 0x3f3504f3) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
-  vf m = (vf)(bits - (n << 23));
+  vu bits = (vu)x;  // without a sign: those of a negative x, which means nothing, may wrap around
+  vi n = (vi)(bits - 0x3f3504f3u) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
+  vf m = (vf)(bits - ((vu)n << 23));
   vf f = m - 1.0f, k = number(n);
   vf p = splat<vf>(7.0376836292e-2f);
   p = p * f - 1.1514610310e-1f;

@@ -1,0 +1,529 @@
+"""Hostile plans and awkward memory for the compiled loops: `python tests/fuzz_loops.py --cases 1000000 --seed 0`.
+
+A case is drawn from the seed and its number alone. It is a plan as the Python side makes them, mostly with some numbers or
+table entries replaced. The loops must refuse it with a ValueError, or run it on memory of the exact size without touching
+anything else, without writing to what they only read, and with results that depend on nothing but what they were given.
+Addresses of tables are trusted by design, so they are always valid, as long as the plan says and hostile in content alone.
+
+The cases run in processes of their own: the one that was at work when a process crashes or hangs is named. Under
+AddressSanitizer, which sees reads as well, memory has no guards around it; Python must then use malloc (PYTHONMALLOC).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import mmap
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections import Counter
+from itertools import product
+from math import inf, nan, prod
+from typing import Any
+
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+PATIENCE = 60  # seconds without a finished case that count as hanging
+MEMORY = 12 << 30  # bytes of addresses that one process may have: a plan must not bring down the machine
+
+MAX, MEAN, POWER = 0, 1, 2
+POSITION = 2
+FLOATS = 4  # the first types
+ITEM = (4, 8, 2, 2, 1, 1, 2, 4, 8)  # bytes by type
+NAMES = "N C type pixels op index divisor sign last sum plain mask folds".split()
+HEADER, FOLD, AXIS = len(NAMES), 2, 11
+TABLES = (8, 9, 10)  # start, count and extent within the numbers of an axis
+LARGEST = 1 << 46
+
+ENTRIES = 4096  # most entries of a table that has an address
+ELEMENTS = 60_000  # larger plans are made, but not run
+WORK = 1_000_000
+EDGES = (-1, 0, 1, 2, 3, 7, 255, 256, 2**15, 2**31 - 1, 2**31, 2**32, 2**32 + 1, LARGEST, LARGEST + 1, 2**62, 2**63 - 1)
+EDGES += (-2, -(2**31), -(2**46), -(2**63) + 1, -(2**63))
+PARAMETERS = (1.0, 2.0, 3.0, 0.5, 4.7, 0.01, 60.0, -1.0, -2.5, 0.0, -0.0, inf, -inf, nan, 1e300, 1e-300, 5e-324)
+SPECIALS = (nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 65504.0, 6e-8)
+
+Windows = list[tuple[int, int]]  # first element and number of them
+
+
+class Fault(Exception):
+    """What the loops must not do."""
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------------
+
+
+def sliding(rng: random.Random, n: int) -> list[Any]:
+    kernel = 1 + int(rng.random() * (rng.choice((3, n, 2 * n + 3))))
+    stride, step = rng.choice((1, 1, 2, 3, kernel, 2 * n)), rng.choice((1, 1, 1, 2, n))
+    left = rng.choice((0, 0, kernel // 2, rng.randint(-n, 2 * kernel)))
+    out = max((n + 2 * left - (kernel - 1) * step - 1) // stride + 1, 1) if rng.random() < 0.8 else rng.randint(1, n + 3)
+    windows: Windows = []
+    for o in range(min(out, 3 * n + 3)):
+        inside = [e for e in range(o * stride - left, o * stride - left + kernel * step, step) if 0 <= e < n]
+        windows.append((inside[0] if inside else rng.choice(EDGES), len(inside)))
+    claims = (stride, kernel, left) if rng.random() < 0.8 else (0, 1, 0)
+    return axis(rng, n, [windows], step, 0, *claims)
+
+
+def bins(rng: random.Random, n: int) -> list[Any]:
+    out = rng.choice((1, 1, n, rng.randint(1, n + 2)))
+    ends = [(o * n // out, -(-(o + 1) * n // out)) for o in range(out)]
+    return axis(rng, n, [[(start, min(end, size) - start) if start < size else (0, 0) for start, end in ends] for size in sizes(rng, n)])
+
+
+def running(rng: random.Random, n: int) -> list[Any]:
+    forward = rng.random() < 0.5
+    rows = [[(0 if forward else o, (o + 1 if forward else size - o) if o < size else 0) for o in range(n)] for size in sizes(rng, n)]
+    return axis(rng, n, rows, 1, 1 if forward else 2)
+
+
+def listed(rng: random.Random, n: int) -> list[Any]:
+    out, step = rng.randint(1, n + 3), rng.choice((1, 1, 2, n + 1))
+    rows = []
+    for _ in sizes(rng, n):
+        starts = [int(rng.random() * n) for _ in range(out)]
+        rows.append([(start, int(rng.random() * ((n - 1 - start) // step + 2))) for start in starts])
+    return axis(rng, n, rows, step)
+
+
+def kept(rng: random.Random, n: int) -> list[Any]:
+    return axis(rng, n, [[(o, 1 if o < size else 0) for o in range(n)] for size in sizes(rng, n)])
+
+
+def sizes(rng: random.Random, n: int) -> list[int]:
+    """One size for all samples, or one for each: `rng.batch` samples."""
+    return [n] if rng.random() < 0.8 else [rng.randint(1, n) for _ in range(rng.batch)]  # type: ignore[attr-defined]
+
+
+def axis(
+    rng: random.Random, n: int, rows: list[Windows], step: int = 1, run: int = 0, slide: int = 0, kernel: int = 1, left: int = 0
+) -> list[Any]:
+    starts, counts = ([window[i] for row in rows for window in row] for i in (0, 1))
+    out = len(rows[0]) if rows else n
+    extents = None if rng.random() < 0.1 else [rng.choice((1, 2, n, *EDGES)) if rng.random() < 0.2 else c + 1 for c in counts]
+    return [n, out, step, len(rows), run, slide, kernel, left, starts, counts, extents]
+
+
+def plan_of(rng: random.Random) -> tuple[list[Any], list[float]]:
+    """Numbers that must be accepted; a table is a list in them, None if it is missing."""
+    batch, channels = rng.choice((0, 1, 1, 2, 2, 3)), rng.choice((0, 1, 1, 2, 3, 4, 5, 7, 8, 8, 9, 16, 17))
+    rng.batch = batch  # type: ignore[attr-defined]
+    kind = rng.choice((0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8))
+    op = rng.choice((0, 0, 1, 1, 2, 3, 4)) if kind < FLOATS else MAX
+    most = rng.choice((2, 5, 5, 9, 9, 20)) if rng.random() < 0.97 else 60
+    shape = [rng.randint(1, most) for _ in range(3)]
+    for missing in range(rng.choice((0, 0, 1, 1, 1, 1, 2, 2))):
+        shape[missing] = 1
+    shape = shape if prod(shape) < 4000 else [1, *shape[1:]]
+    flag = lambda: int(rng.random() < 0.3)  # noqa: E731
+    mask = rng.choice((0, 0, 0, 1, channels))
+    number = 1 if rng.random() < 0.8 else rng.randint(2, 4)
+    numbers: list[Any] = [batch, channels, kind, flag(), op, rng.choice((0, 0, 1, 2)), rng.choice((0, 0, 1, 2))]
+    numbers += [flag(), flag(), flag(), flag(), mask, number]
+    common = rng.choice((sliding, sliding, bins, running, listed, None))
+    for _ in range(number):
+        axes = []
+        for n in shape:
+            draw = common or rng.choice((sliding, bins, running, listed, kept))
+            axes.append(draw(rng, n) if n > 1 or rng.random() < 0.1 else axis(rng, 1, [[(0, 1)]]))
+        places = prod(a[0] for a in axes) == prod(a[1] for a in axes)
+        numbers += [int(places and rng.random() < 0.5), flag(), *axes[0], *axes[1], *axes[2]]
+    return numbers, [rng.choice((0.0, 1e-6, 1.0)), float(rng.choice((1, 2, 9, -3)))]
+
+
+def spoilt(rng: random.Random, numbers: list[Any], reals: list[float]) -> None:
+    """Replace, drop or add numbers and table entries in place."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        at = int(rng.random() * len(numbers))
+        item, way = numbers[at], rng.random()
+        if way < 0.04:
+            del numbers[at:]
+            numbers += [rng.choice(EDGES) for _ in range(rng.choice((0, 0, 1, 40)))]
+        elif way < 0.08:
+            numbers.insert(at, rng.choice(EDGES))
+        elif way < 0.12:
+            del numbers[at]
+        elif way < 0.15:
+            reals[:] = [rng.choice(PARAMETERS) for _ in range(rng.choice((0, 1, 2, 2, 2, 3)))]
+        elif isinstance(item, list) and item and way < 0.95:
+            entry = int(rng.random() * len(item))
+            item[entry] = rng.choice((rng.choice(EDGES), item[entry] + 1, item[entry] - 1, -item[entry]))
+        elif isinstance(item, int):
+            numbers[at] = rng.choice((rng.choice(EDGES), item + 1, item - 1, -item, item + 2**32, item * 2**31))
+        else:
+            numbers[at] = None
+        if not numbers:
+            numbers.append(0)
+
+
+def addressed(rng: random.Random, numbers: list[Any]) -> tuple[tuple[int, ...], list[array[int]]]:
+    """The numbers as the loops get them, and what must stay alive meanwhile.
+
+    A table gets an address only where a table is read, and is as long as the plan says there; its neighbours were moved by
+    what `spoilt` has added or dropped.
+    """
+    alive: list[array[int]] = []
+    final: list[int] = []
+    for at, item in enumerate(numbers):
+        within = (at - HEADER) % (FOLD + 3 * AXIS) - FOLD
+        table = at >= HEADER and within >= 0 and within % AXIS in TABLES
+        if not table:
+            final.append(min(max(len(item) if isinstance(item, list) else item or 0, -(2**63)), 2**63 - 1))
+            continue
+        out, rows = final[at - within % AXIS + 1], final[at - within % AXIS + 3]
+        entries = out * rows
+        if not isinstance(item, list) or not 0 < entries <= ENTRIES or rows < 0:
+            numbers[at] = ()
+            final.append(0)
+            continue
+        entry = [min(max(value, -(2**63)), 2**63 - 1) for value in item] or [0]
+        while len(entry) < entries:
+            entry.append(rng.choice(entry))
+        alive.append(array("q", entry[:entries]))
+        numbers[at] = alive[-1]
+        final.append(alive[-1].buffer_info()[0])
+    return tuple(final), alive
+
+
+def legal(numbers: list[Any], final: tuple[int, ...]) -> bool:
+    """Whether a plan's windows lie within its axes and are what they claim to be, by counting."""
+    header = dict(zip(NAMES, final, strict=False))
+    if not (0 <= header["type"] < len(ITEM) and 0 <= header["op"] < 5 and 0 <= header["index"] < 3):
+        return False
+    if not (0 <= header["divisor"] < 3 and 0 <= header["sign"] < 2 and header["mask"] in (0, 1, header["C"])):
+        return False
+    for at in axes_of(final):
+        n, out, step, rows, run, slide, kernel, left = final[at : at + TABLES[0]]
+        starts, counts = (numbers[at + t] for t in TABLES[:2])
+        if min(n, out, step, kernel) < 1 or run not in (0, 1, 2) or slide < 0 or rows not in (1, header["N"]):
+            return False
+        for e in range(rows * out):
+            start, count, o = starts[e], counts[e], e % out
+            if count and not (0 <= start < n and 0 < count <= n and start + (count - 1) * step < n):
+                return False
+            if run and count and not (start == 0 and count == o + 1 if run == 1 else start == o):
+                return False
+            if slide:
+                first = o * slide - left
+                skipped = max(-(first // step), 0)
+                fits = max(min(kernel - skipped, (n - 1 - first) // step + 1 - skipped), 0)
+                if count != fits or (fits and start != first + skipped * step):
+                    return False
+    return True
+
+
+def axes_of(final: tuple[int, ...]) -> list[int]:
+    """Where the numbers of each axis begin."""
+    return [HEADER + f * (FOLD + 3 * AXIS) + FOLD + a * AXIS for f in range(final[HEADER - 1]) for a in range(3)]
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------------
+
+OUTCOMES = ("refused", "accepted, too large to run", "run")
+
+GUARD = b"" if SANITIZED else bytes(range(0xA0, 0xC0))
+BYTE = array("B", b"\0")
+
+
+class Buffer:
+    """Memory of an exact size between two guards."""
+
+    __slots__ = ("address", "given", "memory")
+
+    def __init__(self, content: bytes, shift: int = 0) -> None:
+        self.given = b"".join((GUARD, bytes(shift), content, GUARD))
+        self.memory = BYTE * len(self.given)
+        memoryview(self.memory)[:] = self.given
+        self.address = self.memory.buffer_info()[0] + len(GUARD) + shift if content else 0
+
+    def unchanged(self) -> bool:
+        return self.memory.tobytes() == self.given
+
+    def whole(self) -> bytes:
+        """Everything with its guards, which must be as they were."""
+        found = self.memory.tobytes()
+        if not (found.startswith(GUARD) and found.endswith(GUARD)):
+            raise Fault("memory outside of a result was written to")
+        return found
+
+
+def pools() -> list[list[bytes]]:
+    """Contents to draw from by type: ordinary values, special ones, any bits."""
+    rng = random.Random(0)
+    number = 2048
+    found = []
+    for kind, item in enumerate(ITEM):
+        made = [rng.randbytes(number * item)]
+        if kind < FLOATS:
+            for draw in (lambda: rng.gauss(0, 2), lambda: rng.choice(SPECIALS)):
+                values = [draw() for _ in range(number)]
+                if kind == 2:  # bfloat16 is the upper half of float32
+                    made.append(b"".join(struct.pack("<f", value)[2:] for value in values))
+                else:
+                    made.append(struct.pack(f"<{number}{'fd?e'[kind]}", *values))
+        found.append([made[i] for i in ((1, 1, 1, 2, 0) if kind < FLOATS else (0,))])
+    return found
+
+
+POOLS = pools()
+
+
+def content(rng: random.Random, kind: int, number: int) -> bytes:
+    pool, item = rng.choice(POOLS[kind]), ITEM[kind]
+    start = int(rng.random() * (len(pool) // item // 2)) * item
+    size = number * item
+    return pool[start : start + size] if start + size <= len(pool) else (pool[start:] * (size // (len(pool) - start) + 1))[:size]
+
+
+# ---- a case ---------------------------------------------------------------------------------------------------------------
+
+
+def attempt(module: Any, seed: int, case: int, counts: Counter[str]) -> None:
+    rng = random.Random((seed << 48) + case)
+    numbers, reals = plan_of(rng)
+    honest = rng.random() < 0.4
+    if not honest:
+        spoilt(rng, numbers, reals)
+    final, alive = addressed(rng, numbers)
+    try:
+        plan = module.plan(final, tuple(reals))
+    except ValueError as error:
+        if honest:
+            raise Fault(f"a plan of the Python side was refused: {error}") from error
+        counts["refused"] += 1
+        return
+    if not honest and not legal(numbers, final):
+        raise Fault("a plan was accepted that is not legal")
+    del alive  # a plan has its own copy
+    if too_large(numbers, final):
+        counts["accepted, too large to run"] += 1
+        return
+    counts["run"] += 1
+    Case(module, rng, plan, final, counts).run()
+
+
+def too_large(numbers: list[Any], final: tuple[int, ...]) -> bool:
+    planes = final[0] * final[1]
+    work = 0
+    axes = axes_of(final)
+    if final[1] > ELEMENTS:  # without samples
+        return True
+    for at in axes:
+        work = max(work, final[at + 6] * bool(final[at + 5]))
+    for fold in range(0, len(axes), 3):
+        n, out = ([final[at + i] for at in axes[fold : fold + 3]] for i in (0, 1))
+        if prod(n) * max(planes, 1) > ELEMENTS or prod(out) * max(planes, 1) > ELEMENTS:
+            return True
+        work = max(work, *(prod(pair) for pair in product(*zip(n, out, strict=True))))  # states between two axes
+        work = max(work, prod(sum(numbers[at + 9]) for at in axes[fold : fold + 3]) * max(planes, 1))
+    return work > WORK
+
+
+class Case:
+    """One plan with its memory."""
+
+    def __init__(self, module: Any, rng: random.Random, plan: Any, final: tuple[int, ...], counts: Counter[str]) -> None:
+        self.module, self.rng, self.plan, self.counts = module, rng, plan, counts
+        self.n, self.c, self.kind, _, self.op, index = final[:6]
+        self.positions = self.op == MAX and index == POSITION
+        axes = axes_of(final)
+        self.inside = prod(final[at] for at in axes[:3])
+        self.outs = [prod(final[at + 1] for at in axes[i : i + 3]) for i in range(0, len(axes), 3)]
+        self.planes = self.n * self.c
+        self.kept, self.bands, _ = module.describe(plan)
+        self.x = Buffer(content(rng, self.kind, self.planes * self.inside), rng.choice((0, 0, 1, 3)) * ITEM[self.kind])
+        density = rng.choice((0.0, 0.3, 0.7, 0.97, 1.0))
+        size = (self.n * self.inside if self.planes else 1) * final[NAMES.index("mask")]  # what is needed must have an address
+        self.mask = Buffer(bytes(rng.random() < density for _ in range(size)), rng.choice((0, 1, 5)))
+        self.parameters = rng.choice((1, self.c)) if self.c else 1
+        usual = rng.random() < 0.6
+        values = [rng.choice(PARAMETERS[: 7 if usual else None]) for _ in range(self.parameters)]
+        self.parameter = Buffer(struct.pack(f"{self.parameters}d", *values))
+
+    def run(self) -> None:
+        rng, learns = self.rng, self.kind < FLOATS and self.rng.random() < 0.7
+        if self.planes and rng.random() < 0.02:
+            self.forgotten()
+        if rng.random() < 0.25:  # again from other memory
+            grads = [content(rng, self.kind, self.planes * out) for out in self.outs]
+            first, second = self.results(0x00, learns, grads), self.results(0xFF, learns, grads)
+            if first != second:
+                raise Fault("results differ from run to run: something was not written, or read before it was")
+            return
+        self.results(0xA5, learns, [content(rng, self.kind, self.planes * out) for out in self.outs])
+
+    def results(self, fill: int, learns: bool, grads: list[bytes]) -> list[bytes]:
+        """Everything that the calls have made, where they did not leave it to the definition."""
+        found: list[bytes] = []
+        self.forward(0, [Buffer(b"")] * len(self.outs), fill, found)
+        if not learns:
+            return found
+        aux = [Buffer(bytes([fill]) * (size or self.op != MEAN)) for size in self.kept]
+        if self.op != MEAN and not self.forward(1, aux, fill, found):
+            return found
+        if self.op == MAX:
+            self.forward(2, aux, fill, found)
+        self.backward(aux, fill, grads, found)
+        return found
+
+    def forward(self, what: int, aux: list[Buffer], fill: int, found: list[bytes]) -> bool:
+        byte, item = bytes([fill]), ITEM[self.kind]
+        before = [a.memory.tobytes() for a in aux]
+        ys = [Buffer(byte * (self.planes * out * item)) for out in self.outs]
+        positions = [Buffer(byte * (self.planes * out * 8) if self.positions and what == 0 else b"") for out in self.outs]
+        addresses = [b.address for group in zip(ys, aux, positions, strict=True) for b in group]
+        done = self.call(self.module.forward, what, 0, addresses)
+        results = [b.whole() for b in (*ys, *positions)]
+        if what == 1:
+            for a in aux:
+                a.whole()
+        elif [a.memory.tobytes() for a in aux] != before:
+            raise Fault("what was kept was written to")
+        if done:
+            found += results
+        return done
+
+    def backward(self, aux: list[Buffer], fill: int, grads: list[bytes], found: list[bytes]) -> None:
+        dx = Buffer(bytes([fill]) * (self.planes * self.inside * ITEM[self.kind]))
+        wanted = self.op not in (MAX, MEAN) and len(grads[0]) % 3 != 0
+        slopes = Buffer(bytes(self.bands * self.planes * 8) if wanted else b"")
+        given = [Buffer(grad, ITEM[self.kind] * (len(grad) % 2)) for grad in grads]
+        before = [a.memory.tobytes() for a in aux]
+        addresses = [address for g, a in zip(given, aux, strict=True) for address in (g.address, a.address, 0)]
+        done = self.call(self.module.backward, dx.address, slopes.address, addresses)
+        results = [dx.whole(), slopes.whole()]
+        if not all(g.unchanged() for g in given) or [a.memory.tobytes() for a in aux] != before:
+            raise Fault("a gradient of a result, or what was kept, was written to")
+        if done:
+            found += results
+
+    def call(self, function: Any, first: int, second: int, addresses: list[int]) -> bool:
+        parameter = self.parameter.address if self.op >= POWER else 0
+        x, mask = self.x.address, self.mask.address
+        done = function(self.plan, x, mask, parameter, self.parameters if parameter else 0, first, second, *addresses)
+        if not (self.x.unchanged() and self.mask.unchanged() and self.parameter.unchanged()):
+            raise Fault("what is only read was written to")
+        self.counts["calls" if done else "calls left to the definition"] += 1
+        return bool(done)
+
+    def forgotten(self) -> None:
+        """A call without an address that it needs."""
+        function, dx = self.rng.choice(((self.module.forward, 0), (self.module.backward, self.x.address)))
+        ys = [self.x.address, 0, 0] * len(self.outs)
+        x = self.x.address
+        if self.rng.random() < 0.5:
+            x = 0
+        else:
+            ys[3 * int(self.rng.random() * len(self.outs))] = 0
+        try:
+            function(self.plan, x, self.mask.address, self.parameter.address, self.parameters, dx, 0, *ys)
+        except ValueError:
+            return
+        raise Fault("a call without a needed address was accepted")
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------------
+
+
+def work(seed: int, first: int, cases: int, progress: str) -> int:
+    """The cases in this process; the number of the one at hand is in the file `progress`."""
+    from everypool.backends import cpu
+
+    module = cpu.library()
+    if module is None:
+        print("no compiled loops are installed")
+        return 3
+    if not SANITIZED:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    counts: Counter[str] = Counter()
+    with open(progress, "r+b") as file, mmap.mmap(file.fileno(), 8) as place:
+        for case in range(first, first + cases):
+            struct.pack_into("q", place, 0, case)
+            try:
+                attempt(module, seed, case, counts)
+            except Fault as fault:
+                print(f"fault: {fault}")
+                return 1
+        struct.pack_into("q", place, 0, -1)
+    print(repr(dict(counts)))
+    return 0
+
+
+def spread(cases: int, seed: int, first: int, jobs: int) -> int:
+    """The cases over some processes; prints what came of them."""
+    begin, counts, ended = time.monotonic(), Counter[str](), 0
+    print(f"{cases} cases from {first} on, seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [Worker(seed, first + cases * j // jobs, first + cases * (j + 1) // jobs, f"{folder}/{j}") for j in range(jobs)]
+        for worker in workers:
+            result = worker.wait()
+            if result is None:
+                ended = 1
+                print(f"again: python {sys.argv[0]} --seed {seed} --first {worker.case()} --cases 1", flush=True)
+            else:
+                counts.update(result)
+    seconds = time.monotonic() - begin
+    print(f"{sum(counts[k] for k in OUTCOMES)} cases in {seconds:.1f} s")
+    for outcome, number in sorted(counts.items()):
+        print(f"{number:10}  {outcome}")
+    return ended
+
+
+class Worker:
+    """A process with some of the cases."""
+
+    def __init__(self, seed: int, first: int, end: int, progress: str) -> None:
+        with open(progress, "wb") as file:
+            file.write(struct.pack("q", first))
+        self.progress = progress
+        numbers = ("--seed", seed, "--first", first, "--cases", end - first, "--progress", progress)
+        command = [sys.executable, "-X", "faulthandler", __file__, *map(str, numbers)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def case(self) -> int:
+        with open(self.progress, "rb") as file:
+            return int(struct.unpack("q", file.read(8))[0])
+
+    def wait(self) -> dict[str, int] | None:
+        """What came of the cases; None where one of them failed."""
+        seen, since = self.case(), time.monotonic()
+        while True:
+            try:
+                output, _ = self.process.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                if self.case() != seen:
+                    seen, since = self.case(), time.monotonic()
+                elif time.monotonic() - since > PATIENCE:
+                    self.process.kill()
+                    output, _ = self.process.communicate()
+                    output += f"fault: no end after {PATIENCE} s\n"
+                    break
+        if self.process.returncode == 0:
+            return dict(ast.literal_eval(output))
+        print(output, f"ended with {self.process.returncode}", sep="", flush=True)
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--progress", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.progress:
+        return work(given.seed, given.first, given.cases, given.progress)
+    return spread(given.cases, given.seed, given.first, min(given.jobs, given.cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
