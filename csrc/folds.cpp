@@ -146,7 +146,7 @@ template <class S> void spread_axis(const S* src, S* dst, int64_t outer, int64_t
         else
           for (int64_t o = 0; o < a.out; ++o) {
             if (count[o] > 0) acc = acc.join(src[o * inner + c]);
-            dst[o * inner + c] = acc;
+            dst[o * inner + c] = count[o] > 0 ? acc : S::nothing();  // no window holds what lies beyond a sample's end
           }
       }
     } else if (a.slide == 1 && a.step == 1 && a.rows == 1 && a.kernel > 6) {
