@@ -48,12 +48,12 @@ template <int P> struct Powers : Total {
   Setting<float> setting;
   EP_INLINE V map(vf x) const {
     const Wide w = widened(positive<float>(x, setting));
-    return P == 1 ? w : P == 2 ? w * w : w * w * w;
+    return P == 2 ? w * w : w * w * w;
   }
   template <class T> EP_INLINE V read(const T* p) const { return map(load_as(p)); }
   static EP_INLINE vf finish(V v, const E* scale) {
     const Wide mean = v * load(scale);
-    return narrowed(P == 1 ? mean : P == 2 ? root(mean) : cube_root(mean));
+    return narrowed(P == 2 ? root(mean) : cube_root(mean));
   }
 };
 
@@ -261,7 +261,7 @@ template <class T, class Op> class Values {
     int64_t room = x_end_ - (rows[m - 1] + round_up(count, LF));
     int64_t safe = count % LF == 0 ? lines : room < 0 ? 0 : std::min(lines, room / step + 1);
     if (safe > 0)
-      with_constant<1, 2, 3, 4, 5>(m, [&](auto M) { nan_ |= fold_lines<M>(rows, m, step, safe, count, to); });
+      with_taps(m, [&](auto M) { nan_ |= fold_lines<M>(rows, m, step, safe, count, to); });
     for (; safe < lines; ++safe) fold_part(rows, m, safe * step, count, to + safe * pitch_);
   }
   void fold_part(const T* const* row, int m, int64_t at, int64_t count, E* to) {
@@ -310,6 +310,22 @@ template <class T, class Op> class Values {
     }
   }
 
+  // loops of their own for what is common; the more of them, the longer they take to compile
+  template <class F> static EP_INLINE void with_strides(int64_t stride, const F& f) {
+    if constexpr (Op::power)
+      with_constant<2>(stride, f);
+    else
+      with_constant<1, 2>(stride, f);
+  }
+  template <class F> static EP_INLINE void with_taps(int64_t m, const F& f) {
+    if constexpr (Op::power)
+      with_constant<2>(m, f);
+    else if constexpr (std::is_same_v<T, float>)
+      with_constant<1, 2, 3, 4, 5>(m, f);
+    else
+      with_constant<2, 3>(m, f);
+  }
+
   // ---- along the rows -----------------------------------------------------------------------------------------------------
 
   void fold_tile(int64_t low, int64_t high, int64_t left, int64_t right, int64_t last) {
@@ -328,8 +344,8 @@ template <class T, class Op> class Values {
     int64_t safe = count % LF == 0 ? rows : columns_ < w.out ? 0 : std::max<int64_t>((end - y - round_up(count, LF)) / w.out + 1, 0);
     if (end - y < round_up(count, LF)) safe = count % LF == 0 ? rows : 0;
     safe = std::min(safe, rows);
-    with_constant<1, 2, 3, 4>(w.stride, [&](auto S) {
-      with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
+    with_strides(w.stride, [&](auto S) {
+      with_taps(m, [&](auto M) {
         Pointers<M, const E*> at(tap, m, s.first);
         for (int64_t r = 0; r < rows; ++r, at.advance(pitch_)) {
           if (Op::mean) scale_for(low + r);
@@ -374,7 +390,7 @@ template <class T, class Op> class Values {
         const int64_t room = x_end_ - (rows[m - 1] + S * LF), room_out = (high - h) * out - LF;
         whole = room < 0 || room_out < 0 ? 0 : std::min({whole, room / step + 1, room_out / out + 1});
       }
-      with_constant<1, 2, 3, 4>(m, [&](auto M) { group_lines<S, M>(rows, m, h, whole); });
+      with_taps(m, [&](auto M) { group_lines<S, M>(rows, m, h, whole); });
       for (int64_t line = whole; line < next - h; ++line) {
         if (Op::mean) scale_for(h + line);
         V v[S];
@@ -451,7 +467,6 @@ bool rows_powers(const Plan& plan, const Grid& grid, const Call& call) {
   if (p == 0) return false;
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
-    if (p == 1) return values<T, Powers<1>>(plan, grid, call);
     return p == 2 ? values<T, Powers<2>>(plan, grid, call) : values<T, Powers<3>>(plan, grid, call);
   });
 }

@@ -60,14 +60,12 @@ template <class T, int P> struct PowerBack {
   void begin(const T*) {}
   EP_INLINE void windows(int64_t at, int64_t h, int64_t o, vf grad, int64_t number, vf* to) const {
     mean.windows(at, h, o, grad, number, to);
-    if constexpr (P > 1) {
-      const float* kept = kept_of(call) + at;
-      const vf y = number == LF ? loadu<vf>(kept) : load_part(kept, number);
-      to[0] = y == 0 ? vf{} : to[0] / (P == 2 ? y : y * y);
-    }
+    const float* kept = kept_of(call) + at;
+    const vf y = number == LF ? loadu<vf>(kept) : load_part(kept, number);
+    to[0] = y == 0 ? vf{} : to[0] / (P == 2 ? y : y * y);
   }
   EP_INLINE vf element(vf x, const vf* sums) const {
-    const vf a = positive<float>(x, setting), w = P == 1 ? sums[0] : P == 2 ? sums[0] * a : sums[0] * (a * a);
+    const vf a = positive<float>(x, setting), w = P == 2 ? sums[0] * a : sums[0] * (a * a);
     const vi out = setting.abs ? (vi)(a == 0) : (vi)(x < splat<vf>(setting.eps));
     const vf turned = x < 0 ? -w : w;
     return keep(setting.abs ? turned : w, ~out);
@@ -186,8 +184,6 @@ bool rows_weighted_gradient(const Plan& plan, const Grid& g, const Call& call) {
         spread<T, MeanBack<T>>(plan, g, call, begin, end);
       else if (plan.op == SOFT)
         spread<T, SoftBack<T>>(plan, g, call, begin, end);
-      else if (p == 1)
-        spread<T, PowerBack<T, 1>>(plan, g, call, begin, end);
       else if (p == 2)
         spread<T, PowerBack<T, 2>>(plan, g, call, begin, end);
       else

@@ -39,12 +39,12 @@ constexpr int64_t KEPT_HEADER = 64;
 inline uint8_t& general_flag(const Call& call) { return *static_cast<uint8_t*>(call.aux[0]); }
 inline float* kept_of(const Call& call) { return reinterpret_cast<float*>(static_cast<uint8_t*>(call.aux[0]) + KEPT_HEADER); }
 
-// The power that all windows have, 1, 2 or 3, else 0.
+// The power that all windows have, 2 or 3, else 0.
 inline int whole_power(const Call& call) {
   for (int64_t i = 1; i < call.parameters; ++i)
     if (call.parameter[i] != call.parameter[0]) return 0;
   const double p = call.parameters > 0 ? call.parameter[0] : 0;
-  return p == 1 || p == 2 || p == 3 ? (int)p : 0;
+  return p == 2 || p == 3 ? (int)p : 0;
 }
 EP_INLINE vi until(int64_t number) {  // the lanes before it
   vi m;
