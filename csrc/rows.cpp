@@ -25,24 +25,26 @@ bool grid_of(const Plan& plan, Grid& grid) {
   if (plan.folds.size() != 1) return false;
   const Fold& fold = plan.folds[0];
   grid.planes = plan.N * plan.C, grid.in = fold.in, grid.out = fold.out;
-  return line_of(fold.axis[0], grid.d) && line_of(fold.axis[1], grid.h) && line_of(fold.axis[2], grid.w);
+  if (!line_of(fold.axis[0], grid.d) || !line_of(fold.axis[1], grid.h) || !line_of(fold.axis[2], grid.w)) return false;
+  if (grid.d.kernel == 1 && grid.d.stride == 1 && grid.d.left == 0 && grid.d.n == grid.d.out) {  // slices are planes
+    grid.planes *= grid.d.n, grid.in /= grid.d.n, grid.out /= grid.d.n;
+    grid.d = Line();
+  }
+  return true;
 }
 
 namespace {
 
-constexpr int64_t FLAT_KERNEL = 16;  // along an axis: sums are in float, and a byte holds a tap's number
+constexpr int64_t FLAT_KERNEL = 16;  // along an axis: sums are in float
+constexpr int64_t BYTE = 256;        // taps that a byte tells apart
 
 // Windows over planes, not volumes, and not too large.
-bool flat_grid_of(const Plan& plan, Grid& g) {
-  if (!grid_of(plan, g) || g.d.kernel > 1 || g.d.stride > 1) return false;
-  g.planes *= g.d.n, g.in /= g.d.n, g.out /= g.d.n, g.d = {};
-  return g.h.kernel <= FLAT_KERNEL && g.w.kernel <= FLAT_KERNEL;
-}
+bool flat(const Grid& g) { return g.d.n == 1 && g.d.kernel == 1 && g.h.kernel <= FLAT_KERNEL && g.w.kernel <= FLAT_KERNEL; }
 
 // Values and gradients of weighted windows; what these loops decline, the general ones do.
 bool weighted_forward(const Plan& plan, const Call& call) {
   Grid grid;
-  flat_grid_of(plan, grid);
+  grid_of(plan, grid);
   if (plan.op == SOFT ? rows_soft(plan, grid, call) : rows_powers(plan, grid, call)) {
     if (call.save) general_flag(call) = 0;
     return true;
@@ -56,7 +58,7 @@ bool weighted_forward(const Plan& plan, const Call& call) {
 }
 bool weighted_backward(const Plan& plan, const Call& call) {
   Grid grid;
-  flat_grid_of(plan, grid);
+  grid_of(plan, grid);
   if (!general_flag(call) && !call.dparameter) return rows_weighted_gradient(plan, grid, call);
   Call general = call;
   general.aux[0] = kept_of(call);
@@ -90,9 +92,9 @@ bool rows_suits(const Plan& plan, bool training) {
   Grid g;
   if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
   if (g.h.out == 1 && g.w.out == 1) return false;   // one window
-  if (plan.op == SOFT || plan.op == POWER) return flat_grid_of(plan, g);
+  if (plan.op == SOFT || plan.op == POWER) return flat(g);
   if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew
-  return !training || flat_grid_of(plan, g);
+  return !training || (plan.op == MAX ? g.d.kernel * g.h.kernel * g.w.kernel <= BYTE : flat(g));
 }
 
 int64_t rows_aux_bytes(const Plan& plan, size_t fold) {
@@ -103,18 +105,14 @@ int64_t rows_aux_bytes(const Plan& plan, size_t fold) {
 bool rows_forward(const Plan& plan, const Call& call) {
   if (plan.op == SOFT || plan.op == POWER) return weighted_forward(plan, call);
   Grid grid;
-  if (!call.take && !call.save) {
-    grid_of(plan, grid);
-    return rows_values(plan, grid, call);
-  }
-  flat_grid_of(plan, grid);
-  return call.take ? rows_take(plan, grid, call) : rows_winners(plan, grid, call);
+  grid_of(plan, grid);
+  return call.take ? rows_take(plan, grid, call) : call.save ? rows_winners(plan, grid, call) : rows_values(plan, grid, call);
 }
 
 bool rows_backward(const Plan& plan, const Call& call) {
   if (plan.op == SOFT || plan.op == POWER) return weighted_backward(plan, call);
   Grid grid;
-  flat_grid_of(plan, grid);
+  grid_of(plan, grid);
   return plan.op == MAX ? rows_winners_gradient(plan, grid, call) : rows_weighted_gradient(plan, grid, call);
 }
 

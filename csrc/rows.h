@@ -47,6 +47,7 @@ constexpr int64_t ROWS_WIDE = 1024;            // elements of a row at which it 
 constexpr int64_t ROWS_KERNEL = 512;           // largest window along an axis
 constexpr int64_t ROWS_UNITS = 64;             // fewer planes than that are cut into bands of rows
 
+inline int64_t floor_of(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Planes, or where there are few of them, bands of `lines` rows each: what one thread does at a time.
@@ -166,6 +167,17 @@ template <class V, int... I> EP_INLINE void interleave_of(V& a, V& b, std::integ
 }
 EP_INLINE void interleave(vf& a, vf& b) { interleave_of(a, b, std::make_integer_sequence<int, LF>{}); }
 
+// fewer than LF bytes
+EP_INLINE vi from_bytes(const uint8_t* p, int64_t number) {
+  uint8_t part[LF] = {};
+  std::memcpy(part, p, number);
+  return from_bytes(part);
+}
+EP_INLINE void to_bytes(uint8_t* p, vi v, int64_t number) {
+  uint8_t part[LF];
+  to_bytes(part, v);
+  std::memcpy(p, part, number);
+}
 
 // as many of the lanes as fit before `end`
 template <class T> EP_INLINE void store_until(T* p, vf v, const T* end) {
@@ -204,5 +216,49 @@ struct Span {
         for (int64_t j = lead + to - from; j < end; j += LF) store(tile + r * pitch + j, after);
   }
 };
+
+// Rows side by side: the S phases of each (elements p, p + S, ...) in sheets of their own, so that every element of a window
+// lies beside those of the windows next to it. What lies between two rows ends the one and begins the other.
+struct Sheets {
+  float* to = nullptr;           // first element of the first row
+  int64_t pitch = 0, sheet = 0;  // positions from row to row, from phase to phase
+  int64_t before = 0;            // positions in front of a row that are read
+
+  // where tap t of the first row's windows begins, the first window beginning `left` elements before the row
+  float* tap(int64_t t, int64_t left, int64_t stride) const {
+    const int64_t shift = floor_of(t - left, stride);
+    return to + (t - left - shift * stride) * sheet + shift;
+  }
+};
+
+template <int S, int... P> EP_INLINE void store_phases(float* to, int64_t sheet, const vf* v, std::integer_sequence<int, P...>) {
+  (storeu(to + P * sheet, phase<P, S>(v)), ...);
+}
+template <int S, bool FULL, class T> EP_INLINE vi spread_row(const T* from, int64_t n, vf around, const Sheets& s, float* to) {
+  vi nan{};
+  for (int64_t c = 0; c < n; c += S * LF) {
+    vf v[S];
+    for (int i = 0; i < S; ++i) v[i] = FULL ? load_as(from + c + i * LF) : load_until(from + c + i * LF, from + n);
+    for (int i = 0; i < S; i += 2) nan |= unordered(v[i], v[i + 1 < S ? i + 1 : i]);
+    store_phases<S>(to + c / S, s.sheet, v, std::make_integer_sequence<int, S>{});
+  }
+  for (int p = 0; p < S; ++p)
+    for (int64_t j = (n - p + S - 1) / S; j < s.pitch; j += LF) storeu(to + p * s.sheet + j, around);
+  return nan;
+}
+// `rows` rows of n elements, `step` apart, of memory that ends at `end`; says where there is NaN
+template <int S, class T>
+vi spread_rows(const T* from, int64_t rows, int64_t step, int64_t n, const T* end, float around, const Sheets& s) {
+  vi nan{};
+  const vf fill = splat<vf>(around);
+  for (int p = 0; p < S; ++p)
+    for (int64_t j = round_up(s.before, LF); j > 0; j -= LF) storeu(s.to + p * s.sheet - j, fill);
+  const int64_t room = end - from - round_up(n, S * LF);
+  const int64_t full = room < 0 ? 0 : std::min(rows, room / step + 1);  // whose last vectors end before the memory does
+  int64_t r = 0;
+  for (; r < full; ++r) nan |= spread_row<S, true>(from + r * step, n, fill, s, s.to + r * s.pitch);
+  for (; r < rows; ++r) nan |= spread_row<S, false>(from + r * step, n, fill, s, s.to + r * s.pitch);
+  return nan;
+}
 
 }  // namespace everypool
