@@ -360,18 +360,17 @@ struct Loops {
   bool (*backward)(const Plan&, const Call&);
 };
 #define EP_LOOPS(name) {name##_suits, name##_aux_bytes, name##_forward, name##_backward}
-constexpr Loops SPECIAL[] = {{}, EP_LOOPS(rows), EP_LOOPS(globals), EP_LOOPS(scans), EP_LOOPS(strips)};
+constexpr Loops SPECIAL[] = {{}, EP_LOOPS(rows), EP_LOOPS(globals), EP_LOOPS(scans), EP_LOOPS(strips), EP_LOOPS(pixels)};
 
 int special_for(const Plan& plan, bool training) {
-  for (int i = ROWS; i <= STRIPS; ++i)
+  for (int i = ROWS; i <= PIXELS; ++i)
     if (SPECIAL[i].suits(plan, training)) return i;
   return GENERAL;
 }
 
 }  // namespace
 
-int64_t aux_bytes(const Plan& plan, size_t fold) {
-  if (plan.special_training) return SPECIAL[plan.special_training].aux_bytes(plan, fold);
+int64_t general_aux_bytes(const Plan& plan, size_t fold) {
   const Fold& f = plan.folds.at(fold);
   const int64_t lanes = scattered(plan) ? plan.groups * plan.lanes : plan.N * plan.C;
   if (plan.op == MEAN) return 0;
@@ -379,14 +378,7 @@ int64_t aux_bytes(const Plan& plan, size_t fold) {
   return lanes * f.out * 3 * (computes_in_float(plan.type) ? 4 : 8);
 }
 
-bool forward(const Plan& plan, const Call& call) {
-  if (plan.N * plan.C == 0) return true;  // however many samples without channels there are
-  for (size_t i = 0; i < plan.folds.size(); ++i) {
-    fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
-    if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
-  }
-  const int special = call.save || call.take ? plan.special_training : plan.special;
-  if (special) return SPECIAL[special].forward(plan, call);
+bool general_forward(const Plan& plan, const Call& call) {
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, false);
     case FLOAT64: return run<double>(plan, call, false);
@@ -400,10 +392,7 @@ bool forward(const Plan& plan, const Call& call) {
   }
 }
 
-bool backward(const Plan& plan, const Call& call) {
-  if (plan.N * plan.C == 0) return true;
-  fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
-  if (plan.special_training) return SPECIAL[plan.special_training].backward(plan, call);
+bool general_backward(const Plan& plan, const Call& call) {
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, true);
     case FLOAT64: return run<double>(plan, call, true);
@@ -411,6 +400,26 @@ bool backward(const Plan& plan, const Call& call) {
     case FLOAT16: return run<float16>(plan, call, true);
     default: return false;
   }
+}
+
+int64_t aux_bytes(const Plan& plan, size_t fold) {
+  return plan.special_training ? SPECIAL[plan.special_training].aux_bytes(plan, fold) : general_aux_bytes(plan, fold);
+}
+
+bool forward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;  // however many samples without channels there are
+  for (size_t i = 0; i < plan.folds.size(); ++i) {
+    fresh_memory(call.y[i], plan.N * plan.C * plan.folds[i].out * size_of(plan.type));
+    if (call.aux[i]) fresh_memory(call.aux[i], aux_bytes(plan, i));
+  }
+  const int special = call.save || call.take ? plan.special_training : plan.special;
+  return special ? SPECIAL[special].forward(plan, call) : general_forward(plan, call);
+}
+
+bool backward(const Plan& plan, const Call& call) {
+  if (plan.N * plan.C == 0) return true;
+  fresh_memory(call.dx, plan.N * plan.C * plan.folds[0].in * size_of(plan.type));
+  return plan.special_training ? SPECIAL[plan.special_training].backward(plan, call) : general_backward(plan, call);
 }
 
 void stream(const void* from, int64_t read, void* to, int64_t written) {
@@ -437,6 +446,16 @@ int64_t times(int64_t a, int64_t b) {
   int64_t r;
   if (__builtin_mul_overflow(a, b, &r) || r > LARGEST) refuse("sizes must be small enough to be counted");
   return r;
+}
+
+// Bins that are all alike slide, too.
+void find_slide(Axis& a) {
+  if (a.rows > 1 || a.run || a.step > 1 || a.out < 2) return;
+  const int64_t stride = a.start[1] - a.start[0];
+  if (stride < 1 || a.start[0] != 0) return;
+  for (int64_t o = 0; o < a.out; ++o)
+    if (a.count[o] != a.most || a.start[o] != o * stride) return;
+  a.slide = stride, a.kernel = a.most, a.left = 0;
 }
 
 // Bands: so few rows that a tile stays in cache, and so many that rows read twice do not matter; and no fewer than threads need.
@@ -518,6 +537,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
         a.most = std::max(a.most, c), total += c;
         if (e > 0 && e < a.out) a.ordered = a.ordered && a.start[e] >= a.start[e - 1];
       }
+      if (a.slide == 0) find_slide(a);
       if (a.slide > 0) {  // the tables must say the same: folds rely on it
         must(a.rows == 1 && !a.run, "sliding windows must be alike for all samples");
         for (int64_t o = 0; o < a.out; ++o) {

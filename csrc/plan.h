@@ -12,7 +12,7 @@ enum Index { NO_INDEX, TAP, POSITION };      // of a maximum: none, kept for the
 enum Divisor { VALID, FIXED, CELLS };        // of a mean: valid elements, a number, cells with explicit padding
 enum Signed { CLAMP, ABS };                  // how a power mean makes values positive
 enum Method { DIRECT, SEPARABLE };
-enum Special { GENERAL, ROWS, GLOBALS, SCANS, STRIPS };  // loops of their own for what is common
+enum Special { GENERAL, ROWS, GLOBALS, SCANS, STRIPS, PIXELS };  // loops of their own for what is common
 
 // One axis: window o holds start[o] + t * step, t < count[o]; a row of them per sample where samples differ.
 struct Axis {

@@ -1,6 +1,5 @@
 // Sliding windows over planes, a vector along the row: which plans these loops do, and which loop does what.
-#include "rows.h"
-
+#include "rows_weights.h"
 #include "special.h"
 
 namespace everypool {
@@ -29,35 +28,94 @@ bool grid_of(const Plan& plan, Grid& grid) {
   return line_of(fold.axis[0], grid.d) && line_of(fold.axis[1], grid.h) && line_of(fold.axis[2], grid.w);
 }
 
+namespace {
+
+constexpr int64_t FLAT_KERNEL = 16;  // along an axis: sums are in float, and a byte holds a tap's number
+
+// Windows over planes, not volumes, and not too large.
+bool flat_grid_of(const Plan& plan, Grid& g) {
+  if (!grid_of(plan, g) || g.d.kernel > 1 || g.d.stride > 1) return false;
+  g.planes *= g.d.n, g.in /= g.d.n, g.out /= g.d.n, g.d = {};
+  return g.h.kernel <= FLAT_KERNEL && g.w.kernel <= FLAT_KERNEL;
+}
+
+// Values and gradients of weighted windows; what these loops decline, the general ones do.
+bool weighted_forward(const Plan& plan, const Call& call) {
+  Grid grid;
+  flat_grid_of(plan, grid);
+  if (plan.op == SOFT ? rows_soft(plan, grid, call) : rows_powers(plan, grid, call)) {
+    if (call.save) general_flag(call) = 0;
+    return true;
+  }
+  Call general = call;
+  if (call.save) {
+    general_flag(call) = 1;
+    general.aux[0] = kept_of(call);
+  }
+  return general_forward(plan, general);
+}
+bool weighted_backward(const Plan& plan, const Call& call) {
+  Grid grid;
+  flat_grid_of(plan, grid);
+  if (!general_flag(call) && !call.dparameter) return rows_weighted_gradient(plan, grid, call);
+  Call general = call;
+  general.aux[0] = kept_of(call);
+  std::vector<uint8_t> values, kept;
+  if (!general_flag(call)) {  // the gradient of the weights' parameter: once more in the general way
+    values.resize(grid.planes * grid.out * sizeof(double)), kept.resize(general_aux_bytes(plan, 0));
+    general.y = {values.data()}, general.aux = {kept.data()}, general.index = {nullptr};
+    general.save = true, general.dparameter = nullptr;
+    if (!general_forward(plan, general)) return false;
+    general.dparameter = call.dparameter;
+  }
+  return general_backward(plan, general);
+}
+
+}  // namespace
+
+std::vector<double> factors(const Plan& plan, int axis) {
+  const Fold& fold = plan.folds[0];
+  const Axis& a = fold.axis[axis];
+  std::vector<double> by;
+  for (int64_t o = 0; o < a.out; ++o) {
+    const int64_t cells = plan.divisor == CELLS && fold.has_extent ? a.extent[o] : a.count[o];
+    by.push_back(plan.op == POWER && plan.sum ? 1 : plan.divisor != FIXED ? 1.0 / cells : axis == 2 ? 1 / plan.fixed : 1);
+  }
+  return by;
+}
+
 bool rows_suits(const Plan& plan, bool training) {
   const bool types = plan.type == FLOAT32 || plan.type == BFLOAT16 || plan.type == FLOAT16;
-  const bool ops = plan.op == MEAN || (plan.op == MAX && !plan.last && plan.index == NO_INDEX);
+  const bool ops = plan.op == MEAN || plan.op == SOFT || plan.op == POWER || (plan.op == MAX && !plan.last && plan.index == NO_INDEX);
   Grid g;
   if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
   if (g.h.out == 1 && g.w.out == 1) return false;   // one window
+  if (plan.op == SOFT || plan.op == POWER) return flat_grid_of(plan, g);
   if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew
-  if (!training) return true;
-  return false;
-  if (g.d.kernel > 1 || g.d.stride > 1) return false;
-  return plan.op == MEAN || g.h.kernel * g.w.kernel <= 256;
+  return !training || flat_grid_of(plan, g);
 }
 
 int64_t rows_aux_bytes(const Plan& plan, size_t fold) {
+  if (plan.op == SOFT || plan.op == POWER) return KEPT_HEADER + general_aux_bytes(plan, fold);
   return plan.op == MAX ? plan.N * plan.C * plan.folds[fold].out : 0;
 }
 
 bool rows_forward(const Plan& plan, const Call& call) {
+  if (plan.op == SOFT || plan.op == POWER) return weighted_forward(plan, call);
   Grid grid;
-  grid_of(plan, grid);
-  if (call.take) return rows_take(plan, grid, call);
-  if (call.save) return rows_winners(plan, grid, call);
-  return rows_values(plan, grid, call);
+  if (!call.take && !call.save) {
+    grid_of(plan, grid);
+    return rows_values(plan, grid, call);
+  }
+  flat_grid_of(plan, grid);
+  return call.take ? rows_take(plan, grid, call) : rows_winners(plan, grid, call);
 }
 
 bool rows_backward(const Plan& plan, const Call& call) {
+  if (plan.op == SOFT || plan.op == POWER) return weighted_backward(plan, call);
   Grid grid;
-  grid_of(plan, grid);
-  return rows_gradient(plan, grid, call);
+  flat_grid_of(plan, grid);
+  return plan.op == MAX ? rows_winners_gradient(plan, grid, call) : rows_weighted_gradient(plan, grid, call);
 }
 
 }  // namespace everypool

@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "folds.h"
 #include "tile.h"
@@ -35,7 +36,10 @@ bool grid_of(const Plan& plan, Grid& grid);
 bool rows_values(const Plan& plan, const Grid& grid, const Call& call);    // forward
 bool rows_winners(const Plan& plan, const Grid& grid, const Call& call);   // forward of a maximum that keeps what has won
 bool rows_take(const Plan& plan, const Grid& grid, const Call& call);      // the elements that have won
-bool rows_gradient(const Plan& plan, const Grid& grid, const Call& call);  // backward
+bool rows_winners_gradient(const Plan& plan, const Grid& grid, const Call& call);
+
+// What a mean is multiplied by is the product of its factors along the axes.
+std::vector<double> factors(const Plan& plan, int axis);
 
 constexpr int64_t ROWS_SERIAL = 32768;         // elements below which threads cost more than they bring
 constexpr int64_t ROWS_TILE = 16 << 10;        // bytes of rows between two steps: they stay in the first cache
@@ -93,17 +97,29 @@ template <int... N, class F> EP_INLINE void with_constant(int64_t n, const F& f)
   if (!found) f(std::integral_constant<int, 0>{});
 }
 
-// ---- lanes ----------------------------------------------------------------------------------------------------------------
+// Rows, or shifts of a row, that are folded into one: M of them in registers (what is stored could be a pointer, for all that
+// a compiler knows), or any number in memory.
+template <int M, class P> struct Pointers {
+  P p[M];
+  static constexpr int size = M;
+  EP_INLINE Pointers(const P* from, int, int64_t at = 0) {
+    for (int i = 0; i < M; ++i) p[i] = from[i] + at;
+  }
+  EP_INLINE P operator[](int i) const { return p[i]; }
+  EP_INLINE void advance(int64_t by) {
+    for (int i = 0; i < M; ++i) p[i] += by;
+  }
+};
+template <class P> struct Pointers<0, P> {
+  const P* p;
+  int size;
+  int64_t at;
+  EP_INLINE Pointers(const P* from, int m, int64_t at_ = 0) : p(from), size(m), at(at_) {}
+  EP_INLINE P operator[](int i) const { return p[i] + at; }
+  EP_INLINE void advance(int64_t by) { at += by; }
+};
 
-EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
-#if EP_256
-  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
-#elif EP_128
-  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
-#else
-  return (vi)(a != a) | (vi)(b != b);
-#endif
-}
+// ---- lanes ----------------------------------------------------------------------------------------------------------------
 
 // Lane P, P + S, P + 2 S, ... of S vectors in a row.
 template <int P, int S, class V, int... I> EP_INLINE V phase_of(const V* v, std::integer_sequence<int, I...> lanes) {
@@ -150,8 +166,6 @@ template <class V, int... I> EP_INLINE void interleave_of(V& a, V& b, std::integ
 }
 EP_INLINE void interleave(vf& a, vf& b) { interleave_of(a, b, std::make_integer_sequence<int, LF>{}); }
 
-typedef uint8_t vb __attribute__((vector_size(LF)));
-EP_INLINE vi load_taps(const uint8_t* p) { return __builtin_convertvector(loadu<vb>(p), vi); }
 
 // as many of the lanes as fit before `end`
 template <class T> EP_INLINE void store_until(T* p, vf v, const T* end) {
@@ -179,10 +193,15 @@ struct Span {
     first = lead - (from - begin);
     end = first + size;
   }
-  template <class E, class Store> void fill(E* row, E before, E after, const Store& store) const {
+  // store(place, value) for every vector of what surrounds the elements of `rows` rows
+  template <class E, class V, class Store>
+  EP_INLINE void fill(E* tile, int64_t pitch, int64_t rows, V before, V after, const Store& store) const {
     if (first < lead)
-      for (int64_t j = 0; j < lead; j += LF) store(row + j, before);
-    for (int64_t j = lead + to - from; j < end; j += LF) store(row + j, after);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < lead; j += LF) store(tile + r * pitch + j, before);
+    if (lead + to - from < end)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = lead + to - from; j < end; j += LF) store(tile + r * pitch + j, after);
   }
 };
 

@@ -1,5 +1,5 @@
 // Values of sliding windows: rows are folded into one another first, then every row of the results along itself.
-#include "rows.h"
+#include "rows_weights.h"
 
 namespace everypool {
 namespace {
@@ -8,10 +8,10 @@ struct Largest {
   using E = float;
   using V = vf;
   using Part = vf;  // a vector of E
-  static constexpr bool mean = false;
+  static constexpr bool mean = false, power = false;
   static E neutral() { return lowest<float>(); }
   static EP_INLINE V lift(vf x) { return x; }
-  template <class T> static EP_INLINE V read(const T* p) { return load_as(p); }
+  EP_INLINE V map(vf x) const { return x; }
   static EP_INLINE V load(const E* p) { return loadu<vf>(p); }
   static EP_INLINE void store(E* p, V v) { storeu(p, v); }
   static EP_INLINE V merge(V a, V b) { return largest(a, b); }
@@ -23,12 +23,13 @@ struct Total {
   using E = double;
   using V = Wide;
   using Part = vd;
-  static constexpr bool mean = true;
+  static constexpr bool mean = true, power = false;
   typedef float Half __attribute__((vector_size(EP_BYTES / 2)));
   static E neutral() { return 0; }
   static EP_INLINE V lift(vf x) { return widened(x); }
-  template <class T> static EP_INLINE V read(const T* p) { return widened(load_as(p)); }
-  static EP_INLINE V read(const float* p) {  // two loads and two conversions, no lanes cross
+  EP_INLINE V map(vf x) const { return widened(x); }
+  template <class T> EP_INLINE V read(const T* p) const { return widened(load_as(p)); }
+  EP_INLINE V read(const float* p) const {  // two loads and two conversions, no lanes cross
     return {__builtin_convertvector(loadu<Half>(p), vd), __builtin_convertvector(loadu<Half>(p + LD), vd)};
   }
   static EP_INLINE V load(const E* p) { return {loadu<vd>(p), loadu<vd>(p + LD)}; }
@@ -38,6 +39,21 @@ struct Total {
   template <int S> static EP_INLINE V every(const E* p, int64_t stride) {
     const int64_t s = S == 0 ? stride : S;
     return {strided<S, vd>(p, stride), strided<S, vd>(p + s * LD, stride)};
+  }
+};
+
+// Sums of powers in double: they neither overflow nor vanish for what float holds.
+template <int P> struct Powers : Total {
+  static constexpr bool power = true;
+  Setting<float> setting;
+  EP_INLINE V map(vf x) const {
+    const Wide w = widened(positive<float>(x, setting));
+    return P == 1 ? w : P == 2 ? w * w : w * w * w;
+  }
+  template <class T> EP_INLINE V read(const T* p) const { return map(load_as(p)); }
+  static EP_INLINE vf finish(V v, const E* scale) {
+    const Wide mean = v * load(scale);
+    return narrowed(P == 1 ? mean : P == 2 ? root(mean) : cube_root(mean));
   }
 };
 
@@ -67,20 +83,20 @@ template <int S> EP_INLINE Wide merge_groups(const Wide* v, Total) {
 }
 
 constexpr int MOST_TAPS = 96;
+constexpr float LEAST = 1e-12f, MOST = 1e15f;  // power means beyond that have a gradient that float cannot hold on the way
 constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
 constexpr int DIRECT_TAPS = 8;   // of a sum
 
-// A vector of every tap, merged; M is their number where it is a constant.
-template <class Op, int M> EP_INLINE typename Op::V merged(const typename Op::E* const* tap, int m, int64_t at) {
-  typename Op::V v = Op::load(tap[0] + at);
-  const int number = M ? M : m;
-#pragma GCC unroll 8
-  for (int t = 1; t < number; ++t) v = Op::merge(v, Op::load(tap[t] + at));
-  return v;
-}
-template <class Op> void merge_flat(const typename Op::E* const* tap, int m, int64_t count, typename Op::E* to) {
+// the taps' vectors, element by element
+template <class Op> void merge_flat(const typename Op::E* const* taps, int m, int64_t count, typename Op::E* to) {
   with_constant<2, 3, 4, 5>(m, [&](auto M) {
-    for (int64_t j = 0; j < count; j += LF) Op::store(to + j, merged<Op, M>(tap, m, j));
+    const Pointers<M, const typename Op::E*> tap(taps, m);
+    for (int64_t j = 0; j < count; j += LF) {
+      typename Op::V v = Op::load(tap[0] + j);
+#pragma GCC unroll 8
+      for (int t = 1; t < tap.size; ++t) v = Op::merge(v, Op::load(tap[t] + j));
+      Op::store(to + j, v);
+    }
   });
 }
 
@@ -120,11 +136,15 @@ template <class T, class Op> class Values {
  public:
   Values(const Plan& plan, const Grid& grid, const Call& call, const Units& units)
       : plan_(plan), g_(grid), units_(units), x_(static_cast<const T*>(call.x)), y_(static_cast<T*>(call.y[0])) {
+    if constexpr (Op::power) {
+      op_.setting = {splat<vf>(1), (float)plan.eps, plan.sign == ABS, plan.sum, false};
+      if (call.save) kept_ = kept_of(call);
+    }
     x_end_ = x_ + g_.planes * g_.in;
     const Line &h = g_.h, &w = g_.w;
     const int64_t rows = g_.d.kernel * h.kernel;
     tall_ = g_.d.kernel == 1 && h.kernel > DIRECT_ROWS;
-    groups_ = w.stride == w.kernel && w.stride >= 2 && w.stride <= 4 && w.whole() && w.out >= LF && rows <= 16;
+    groups_ = w.stride == w.kernel && w.stride >= 2 && w.stride <= 4 && w.whole() && rows <= 16;
     columns_ = w.out;
     if (w.out * w.stride > 2 * ROWS_WIDE) columns_ = round_up(std::max<int64_t>((ROWS_WIDE - w.kernel) / w.stride, 1), LF);
     pitch_ = round_up(round_up(w.left, LF) + w.kernel + std::max(round_up(columns_, LF) * w.stride, columns_ * w.stride + w.kernel), LF) + LF;
@@ -135,7 +155,8 @@ template <class T, class Op> class Values {
     divide();
   }
 
-  void run(int64_t begin, int64_t end) {
+  // false: a power mean is infinite, or so large or small that its gradient needs more care
+  bool run(int64_t begin, int64_t end) {
     const int64_t spare = Op::mean ? size_ : 0, scale = Op::mean ? round_up(g_.w.out, LF) + LF : 0;
     if (!groups_) tile_ = static_cast<E*>(memory_.take((size_ + spare) * sizeof(E))), spare_ = tile_ + size_;
     if (Op::mean) scale_ = static_cast<E*>(scales_.take(scale * sizeof(E))), scaled_ = 0;
@@ -145,6 +166,7 @@ template <class T, class Op> class Values {
       out_ = y_ + slice * g_.h.out * g_.w.out;
       band(units_.low(unit), units_.high(unit));
     }
+    return !any(bad_);
   }
 
  private:
@@ -156,7 +178,7 @@ template <class T, class Op> class Values {
   const T* x_end_;
   bool tall_, groups_;
   int64_t columns_, lines_, pitch_, size_;  // of a tile
-  std::vector<double> by_[3];               // what a mean is multiplied by, the product over the axes
+  std::vector<double> by_[3];               // factors of a mean
   Scratch memory_, scales_;
   E *tile_ = nullptr, *spare_ = nullptr, *scale_ = nullptr;
   double scaled_ = 0;  // the factor of the row that scale_ holds
@@ -164,17 +186,13 @@ template <class T, class Op> class Values {
   const T* plane_ = nullptr;
   int64_t d_ = 0;
   T* out_ = nullptr;
-  vi nan_{};
+  vi nan_{}, bad_{};
+  Op op_;
+  float* kept_ = nullptr;  // of power means
 
   void divide() {
-    if (!Op::mean) return;
-    const Fold& fold = plan_.folds[0];
-    for (int a = 0; a < 3; ++a) {
-      const Axis& axis = fold.axis[a];
-      const bool cells = plan_.divisor == CELLS && fold.has_extent;
-      for (int64_t o = 0; o < axis.out; ++o)
-        by_[a].push_back(plan_.divisor == FIXED ? (a == 2 ? 1 / plan_.fixed : 1) : 1.0 / (cells ? axis.extent[o] : axis.count[o]));
-    }
+    if (Op::mean)
+      for (int a = 0; a < 3; ++a) by_[a] = factors(plan_, a);
   }
   void scale_for(int64_t h) {
     const double row = by_[0][d_] * by_[1][h];
@@ -199,27 +217,29 @@ template <class T, class Op> class Values {
   // the rows of the windows of row h, from a column on
   int rows_of(int64_t h, int64_t column, const T** row) const {
     int m = 0;
-    for (int64_t d = g_.d.first(d_); d < g_.d.end(d_); ++d)
-      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r) row[m++] = plane_ + (d * g_.h.n + r) * g_.w.n + column;
+    for (int64_t d = g_.d.first(d_); d < g_.d.end(d_); ++d) {
+      const T* at = plane_ + (d * g_.h.n + g_.h.first(h)) * g_.w.n + column;
+      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r, at += g_.w.n) row[m++] = at;
+    }
     return m;
   }
-  template <int M> static EP_INLINE V fold_at(const T* const* row, int m, int64_t at, vi& nan) {
-    const int number = M ? M : m;
+  template <int M> EP_INLINE V fold_at(const Pointers<M, const T*>& row, int64_t at, vi& nan) const {
     if constexpr (Op::mean) {
-      V v = Op::read(row[0] + at);
+      V v = op_.read(row[0] + at);
 #pragma GCC unroll 8
-      for (int r = 1; r < number; ++r) v = Op::merge(v, Op::read(row[r] + at));
+      for (int r = 1; r < row.size; ++r) v = Op::merge(v, op_.read(row[r] + at));
       return v;
     } else {  // the instruction drops NaN: two rows are looked at in one comparison
-      vf v = load_as(row[0] + at), odd = v;
+      vf v = load_as(row[0] + at);
+      const vf odd = v;
       int r = 1;
 #pragma GCC unroll 8
-      for (; r + 1 < number; r += 2) {
+      for (; r + 1 < row.size; r += 2) {
         const vf a = load_as(row[r] + at), b = load_as(row[r + 1] + at);
         nan |= unordered(a, b);
         v = largest(v, largest(a, b));
       }
-      if (r < number) {
+      if (r < row.size) {
         const vf a = load_as(row[r] + at);
         nan |= unordered(odd, a);
         return largest(v, a);
@@ -228,54 +248,62 @@ template <class T, class Op> class Values {
       return v;
     }
   }
-  void fold_rows(const T* const* row, int m, int64_t count, E* to) {
-    with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
-      vi nan{};
-      int64_t j = 0;
-      for (; j + LF <= count; j += LF) Op::store(to + j, fold_at<M>(row, m, j, nan));
-      if (j < count && x_end_ - (row[m - 1] + j) >= LF)
-        Op::store(to + j, fold_at<M>(row, m, j, nan));
-      else if (j < count)
-        Op::store(to + j, fold_part(row, m, j, count - j, nan));
-      nan_ |= nan;
-    });
+  // `count` elements of `lines` rows of a tile, each from m rows of x; the next ones' lie `step` elements on
+  template <int M> vi fold_lines(const T* const* rows, int m, int64_t step, int64_t lines, int64_t count, E* to) const {
+    vi nan{};
+    Pointers<M, const T*> row(rows, m);
+    for (int64_t line = 0; line < lines; ++line, to += pitch_, row.advance(step))
+      for (int64_t j = 0; j < count; j += LF) Op::store(to + j, fold_at<M>(row, j, nan));
+    return nan;
   }
-  static V fold_part(const T* const* row, int m, int64_t at, int64_t count, vi& nan) {
-    V v = Op::lift(splat<vf>(Op::neutral()));
+  void fold_rows(const T* const* rows, int m, int64_t step, int64_t lines, int64_t count, E* to) {
+    // vectors may reach into the next row, but not beyond the last plane
+    int64_t room = x_end_ - (rows[m - 1] + round_up(count, LF));
+    int64_t safe = count % LF == 0 ? lines : room < 0 ? 0 : std::min(lines, room / step + 1);
+    if (safe > 0)
+      with_constant<1, 2, 3, 4, 5>(m, [&](auto M) { nan_ |= fold_lines<M>(rows, m, step, safe, count, to); });
+    for (; safe < lines; ++safe) fold_part(rows, m, safe * step, count, to + safe * pitch_);
+  }
+  void fold_part(const T* const* row, int m, int64_t at, int64_t count, E* to) {
+    for (int64_t j = 0; j < count; j += LF)
+      Op::store(to + j, fold_some(row, m, at + j, std::min<int64_t>(count - j, LF)));
+  }
+  V fold_some(const T* const* row, int m, int64_t at, int64_t number) {
+    V v = Op::lift(splat<vf>((float)Op::neutral()));
     for (int r = 0; r < m; ++r) {
-      const vf x = load_part(row[r] + at, count);
-      nan |= unordered(x, x);
-      v = Op::merge(v, Op::lift(x));
+      const vf x = load_part(row[r] + at, number);
+      nan_ |= unordered(x, x);
+      v = Op::merge(v, op_.map(x));
     }
     return v;
   }
   void pad(const Span& s, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r)
-      s.fill(tile_ + r * pitch_, Op::neutral(), Op::neutral(), [](E* p, E v) { Op::store(p, Op::lift(splat<vf>((float)v))); });
+    const V v = Op::lift(splat<vf>((float)Op::neutral()));
+    s.fill(tile_, pitch_, rows, v, v, [](E* p, V v) __attribute__((always_inline)) { Op::store(p, v); });
   }
   void stack(int64_t low, int64_t high, const Span& s) {
     const T* row[64];
-    for (int64_t h = low; h < high; ++h) {
+    for (int64_t h = low, next; h < high; h = next) {
       const int m = rows_of(h, s.from, row);
-      fold_rows(row, m, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
+      next = rows_alike(h, high);
+      fold_rows(row, m, g_.h.stride * g_.w.n, next - h, s.to - s.from, tile_ + (h - low) * pitch_ + s.lead);
     }
     pad(s, high - low);
   }
   // for many rows: all of them once, then step by step
   void stack_tall(int64_t low, int64_t high, const Span& s) {
     const Line& h = g_.h;
-    const int64_t first = h.begin(low), rows = h.begin(high - 1) + h.kernel - first;
-    for (int64_t r = 0; r < rows; ++r) {
-      E* to = tile_ + r * pitch_ + s.lead;
-      const T* row = plane_ + (d_ * h.n + first + r) * g_.w.n + s.from;
-      if (first + r >= 0 && first + r < h.n)
-        fold_rows(&row, 1, s.to - s.from, to);
-      else
-        for (int64_t j = 0; j < s.to - s.from; j += LF) Op::store(to + j, Op::lift(splat<vf>((float)Op::neutral())));
-    }
-    pad(s, rows);
+    const int64_t begin = h.begin(low), end = h.begin(high - 1) + h.kernel, first = h.first(low), last = h.end(high - 1);
+    const T* row = plane_ + (d_ * h.n + first) * g_.w.n + s.from;
+    fold_rows(&row, 1, g_.w.n, last - first, s.to - s.from, tile_ + (first - begin) * pitch_ + s.lead);
+    for (int64_t r = begin; r < end; ++r)
+      if (r < first || r >= last)
+        for (int64_t j = 0; j < s.to - s.from; j += LF)
+          Op::store(tile_ + (r - begin) * pitch_ + s.lead + j, Op::lift(splat<vf>((float)Op::neutral())));
+    pad(s, end - begin);
     const E *tap[MOST_TAPS], *at[MOST_TAPS];
-    const int m = few_taps(Op{}, tile_, spare_, rows * pitch_, pitch_, h.kernel, tap);
+    const int m = few_taps(Op{}, tile_, spare_, (end - begin) * pitch_, pitch_, h.kernel, tap);
+    if (h.stride == 1) return merge_flat<Op>(tap, m, (high - low) * pitch_, tile_);
     for (int64_t o = 0; o < high - low; ++o) {
       for (int t = 0; t < m; ++t) at[t] = tap[t] + o * h.stride * pitch_;
       merge_flat<Op>(at, m, pitch_, tile_ + o * pitch_);
@@ -295,52 +323,88 @@ template <class T, class Op> class Values {
     const E* tap[MOST_TAPS];
     const int m = few_taps(Op{}, tile_, spare_, rows * pitch_ + w.kernel - 1, 1, w.kernel, tap);
     // a vector may reach into the rows to come, which are written later
-    T* const end = columns_ == w.out ? out_ + last * w.out : nullptr;
+    T* const y = out_ + low * w.out + left;
+    const T* const end = out_ + last * w.out;
+    int64_t safe = count % LF == 0 ? rows : columns_ < w.out ? 0 : std::max<int64_t>((end - y - round_up(count, LF)) / w.out + 1, 0);
+    if (end - y < round_up(count, LF)) safe = count % LF == 0 ? rows : 0;
+    safe = std::min(safe, rows);
     with_constant<1, 2, 3, 4>(w.stride, [&](auto S) {
       with_constant<1, 2, 3, 4, 5>(m, [&](auto M) {
-        for (int64_t r = 0; r < rows; ++r) {
+        Pointers<M, const E*> at(tap, m, s.first);
+        for (int64_t r = 0; r < rows; ++r, at.advance(pitch_)) {
           if (Op::mean) scale_for(low + r);
-          T* y = out_ + (low + r) * w.out + left;
-          finish_row<S, M>(tap, m, r * pitch_ + s.first, count, scale_ + left, y, end ? end : y + count);
+          finish_row<S, M>(at, r < safe ? count : count / LF * LF, count, scale_ + left, y + r * w.out);
         }
       });
     });
   }
-  template <int S, int M> void finish_row(const E* const* tap, int m, int64_t at, int64_t count, const E* scale, T* y, T* end) const {
-    const int64_t stride = S ? S : g_.w.stride, full = std::min(count, (end - y) / LF * LF);
-    const int number = M ? M : m;
+  // vectors up to `full`, then what is left of `count`
+  // `number` results of a vector; power means are kept and looked at
+  EP_INLINE void put(T* y, V v, const E* scale, int64_t number = LF) {
+    const vf result = Op::finish(v, scale);
+    number == LF ? store_as(y, result) : store_part(y, result, number);
+    if constexpr (Op::power) {
+      const vi there = number == LF ? splat<vi>(-1) : until(number);
+      bad_ |= (kept_ ? (vi)(result != 0) & ~((vi)(result > LEAST) & (vi)(result < MOST)) : infinite(result)) & there;
+      if (kept_) number == LF ? storeu(kept_ + (y - y_), result) : store_part(kept_ + (y - y_), result, number);
+    }
+  }
+  template <int S, int M> EP_INLINE void finish_row(const Pointers<M, const E*>& tap, int64_t full, int64_t count, const E* scale, T* y) {
+    const int64_t stride = S ? S : g_.w.stride;
     const auto step = [&](int64_t o) __attribute__((always_inline)) {
-      V v = Op::template every<S>(tap[0] + at + o * stride, stride);
+      V v = Op::template every<S>(tap[0] + o * stride, stride);
 #pragma GCC unroll 8
-      for (int t = 1; t < number; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + at + o * stride, stride));
-      return Op::finish(v, scale + o);
+      for (int t = 1; t < tap.size; ++t) v = Op::merge(v, Op::template every<S>(tap[t] + o * stride, stride));
+      return v;
     };
     int64_t o = 0;
-    for (; o < full; o += LF) store_as(y + o, step(o));
-    if (o < count) store_part(y + o, step(o), std::min(count, end - y) - o);
+    for (; o < full; o += LF) put(y + o, step(o), scale + o);
+    if (o < count) put(y + o, step(o), scale + o, count - o);
   }
 
   // Windows of S columns side by side, rows unpadded: no tile.
   template <int S> void group_rows(int64_t low, int64_t high) {
-    const T* row[64];
-    const int64_t out = g_.w.out;
-    for (int64_t h = low; h < high; ++h) {
-      const int m = rows_of(h, 0, row);
-      if (Op::mean) scale_for(h);
-      T* y = out_ + h * out;
-      with_constant<1, 2, 3, 4>(m, [&](auto M) {
-        vi nan{};
-        const auto step = [&](int64_t o) __attribute__((always_inline)) {
-          V v[S];
-          for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, m, S * o + i * LF, nan);
-          store_as(y + o, Op::finish(merge_groups<S>(v, Op{}), scale_ + o));
-        };
-        int64_t o = 0;
-        for (; o + LF <= out; o += LF) step(o);
-        if (o < out) step(out - LF);
-        nan_ |= nan;
-      });
+    const T* rows[64];
+    const int64_t out = g_.w.out, step = g_.h.stride * g_.w.n;
+    for (int64_t h = low, next; h < high; h = next) {
+      const int m = rows_of(h, 0, rows);
+      next = rows_alike(h, high);
+      int64_t whole = next - h;
+      if (out < LF) {  // vectors reach into the rows to come, as far as there are any
+        const int64_t room = x_end_ - (rows[m - 1] + S * LF), room_out = (high - h) * out - LF;
+        whole = room < 0 || room_out < 0 ? 0 : std::min({whole, room / step + 1, room_out / out + 1});
+      }
+      with_constant<1, 2, 3, 4>(m, [&](auto M) { group_lines<S, M>(rows, m, h, whole); });
+      for (int64_t line = whole; line < next - h; ++line) {
+        if (Op::mean) scale_for(h + line);
+        V v[S];
+        for (int i = 0; i < S; ++i) v[i] = fold_some(rows, m, line * step + i * LF, std::clamp<int64_t>(S * out - i * LF, 0, LF));
+        put(out_ + (h + line) * out, merge_groups<S>(v, op_), scale_, out);
+      }
     }
+  }
+  template <int S, int M> void group_lines(const T* const* rows, int m, int64_t h, int64_t lines) {
+    const int64_t out = g_.w.out, step = g_.h.stride * g_.w.n;
+    Pointers<M, const T*> row(rows, m);
+    T* y = out_ + h * out;
+    vi nan{};
+    const auto put_at = [&](int64_t o) __attribute__((always_inline)) {
+      V v[S];
+      for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
+      put(y + o, merge_groups<S>(v, op_), scale_ + o);
+    };
+    for (int64_t line = 0; line < lines; ++line, y += out, row.advance(step)) {
+      if (Op::mean) scale_for(h + line);
+      int64_t o = 0;
+      for (; o + LF <= out; o += LF) put_at(o);
+      if (o < out) put_at(std::max<int64_t>(out - LF, 0));
+    }
+    nan_ |= nan;
+  }
+  // the end of the rows of results, from h on, whose windows have the same rows, further down
+  int64_t rows_alike(int64_t h, int64_t high) const {
+    if (g_.h.end(h) - g_.h.first(h) < g_.h.kernel) return h + 1;
+    return std::min(high, (g_.h.n + g_.h.left - g_.h.kernel) / g_.h.stride + 1);
   }
 
   // ---- where there is NaN: element by element -----------------------------------------------------------------------------
@@ -366,9 +430,11 @@ template <class T, class Op> class Values {
 
 template <class T, class Op> bool values(const Plan& plan, const Grid& g, const Call& call) {
   const Units units(g.planes * g.d.out, g.h.out, g.w.n * g.h.stride * g.d.kernel);
-  return in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
-    Values<T, Op>(plan, g, call, units).run(begin, end);
+  std::atomic<bool> declined{false};
+  const bool done = in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+    if (!declined && !Values<T, Op>(plan, g, call, units).run(begin, end)) declined = true;
   });
+  return done && !declined;
 }
 
 }  // namespace
@@ -377,6 +443,16 @@ bool rows_values(const Plan& plan, const Grid& grid, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
     return plan.op == MAX ? values<T, Largest>(plan, grid, call) : values<T, Total>(plan, grid, call);
+  });
+}
+
+bool rows_powers(const Plan& plan, const Grid& grid, const Call& call) {
+  const int p = whole_power(call);
+  if (p == 0) return false;
+  return with_type(plan.type, [&](auto type) {
+    using T = decltype(type);
+    if (p == 1) return values<T, Powers<1>>(plan, grid, call);
+    return p == 2 ? values<T, Powers<2>>(plan, grid, call) : values<T, Powers<3>>(plan, grid, call);
   });
 }
 

@@ -16,5 +16,11 @@ EP_SPECIAL(rows)     // sliding windows over planes, a vector along the row
 EP_SPECIAL(globals)  // the whole plane as one window
 EP_SPECIAL(scans)    // running maxima
 EP_SPECIAL(strips)   // lines along every axis, in one read
+EP_SPECIAL(pixels)   // small windows where channels lie side by side
+
+// The loops for everything, to which they may turn for values that they do not do themselves.
+int64_t general_aux_bytes(const Plan& plan, size_t fold);
+bool general_forward(const Plan& plan, const Call& call);
+bool general_backward(const Plan& plan, const Call& call);
 
 }  // namespace everypool

@@ -86,6 +86,48 @@ EP_INLINE vd largest(vd a, vd b) {
 #endif
 }
 EP_INLINE vl largest(vl a, vl b) { return a > b ? a : b; }
+EP_INLINE vi unordered(vf a, vf b) {  // either is NaN
+#if EP_256
+  return (vi)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
+#elif EP_128
+  return (vi)_mm_cmpunord_ps((__m128)a, (__m128)b);
+#else
+  return (vi)(a != a) | (vi)(b != b);
+#endif
+}
+
+// LF bytes to and from lanes, where the compiler would go element by element
+EP_INLINE vi from_bytes(const uint8_t* p) {
+#if EP_512
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif EP_256
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif EP_128
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  const __m128i zero = _mm_setzero_si128();
+  return (vi)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(LF)));
+  return __builtin_convertvector(loadu<Bytes>(p), vi);
+#endif
+}
+EP_INLINE void to_bytes(uint8_t* p, vi v) {
+#if EP_512
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+#elif EP_256
+  const __m256i low = (__m256i)(v & 255);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+#elif EP_128
+  const __m128i words = _mm_packs_epi32((__m128i)(v & 255), _mm_setzero_si128());
+  const int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+  std::memcpy(p, &four, 4);
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(LF)));
+  storeu(p, __builtin_convertvector(v, Bytes));
+#endif
+}
 
 EP_INLINE vf root(vf a) {
 #if EP_512

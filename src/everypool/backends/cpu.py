@@ -79,7 +79,7 @@ def _load() -> Any | None:
         elif found is not None:
             _MISSING[name] = "a better one is in use"
         elif forced and name != forced:
-            _MISSING[name] = f"{VARIABLE}={forced}"
+            _MISSING[name] = f"not asked for: {VARIABLE}={forced}"
         else:
             found = module
     if forced and found is None:
@@ -269,7 +269,7 @@ class Fold:
         """The results (each layout's values, then each one's positions); None where the definition must do it."""
         plan = self.plan
         recipe = plan.recipe
-        if recipe.parameter is not None and not self._ready():
+        if recipe.parameter is not None and self.values is None and not self._ready():
             return None
         if x.dtype is torch.bool:
             x = x.view(torch.uint8)

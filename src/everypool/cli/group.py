@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "group"]
 
 COMMANDS = {
     "compare": "Train a small network with each pooling; table and report.html.",
+    "doctor": "What is installed, what runs, and what is missing.",
     "list": "All operations in one table.",
     "show": "A picture of what an operation does to a photograph.",
 }
