@@ -450,7 +450,7 @@ int64_t times(int64_t a, int64_t b) {
 
 // Bins that are all alike slide, too.
 void find_slide(Axis& a) {
-  if (a.rows > 1 || a.run || a.step > 1 || a.out < 2) return;
+  if (a.rows != 1 || a.run || a.step > 1 || a.out < 2) return;
   const int64_t stride = a.start[1] - a.start[0];
   if (stride < 1 || a.start[0] != 0) return;
   for (int64_t o = 0; o < a.out; ++o)

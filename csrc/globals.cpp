@@ -291,12 +291,12 @@ template <class T> struct Planes {
       for (int k = 0; k < G::aux; ++k) own[k] = splat<vf>(few[k][i]);
       G one;
       one.begin(of_plane(s, i), window, splat<vf>(grad[i]), own, vi{});
-      for (int64_t j = 0; j < full; j += LF) store_as(to[i] + j, one.tap(G::values ? load_as(rows[i] + j) : vf{}, vi{}));
+      for (int64_t j = 0; j < full; j += LF) store_as(to[i] + j, one.tap(G::values ? load_as(rows[i] + j) : vf{}, vi{}, splat<vi>(-1)));
       slopes[i] = halves(one.slope());
     }
     G op;
     op.begin(s, window, grad, few, vi{});
-    for (int64_t j = full; j < n; ++j) store_column(to, j, op.tap(G::values ? column(rows, j) : vf{}, vi{}), number);
+    for (int64_t j = full; j < n; ++j) store_column(to, j, op.tap(G::values ? column(rows, j) : vf{}, vi{}, splat<vi>(-1)), number);
     if (!call.dparameter) return;
     const Wide slope = transposed_sums(slopes) + op.slope();
     for (int i = 0; i < number; ++i) call.dparameter[first + i] = i < LD ? slope.lo[i] : slope.hi[i - LD];

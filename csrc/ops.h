@@ -255,7 +255,7 @@ template <class C> struct LogSumExpOp : Tilted<C> {
   }
 };
 
-// ---- gradients: `tap` says what an element gets from one window ---------------------------------------------------------
+// ---- gradients: `tap` says what an element gets from one window; those that do not count add nothing to the slope -------
 
 template <class C> struct MaxGrad {
   using V = typename Lane<C>::V;
@@ -268,7 +268,7 @@ template <class C> struct MaxGrad {
     g = grad;
     i = won;
   }
-  EP_INLINE V tap(V, M t) { return keep(g, (M)(i == t)); }
+  EP_INLINE V tap(V, M t, M) { return keep(g, (M)(i == t)); }
   EP_INLINE typename Lane<C>::W slope() { return Lane<C>::zero(); }
 };
 
@@ -281,7 +281,7 @@ template <class C> struct MeanGrad {
   EP_INLINE void begin(const Setting<C>&, const Seen<C>& seen, V grad, const V*, M) {
     g = Lane<C>::narrow(Lane<C>::wide(grad) / seen.divisor);
   }
-  EP_INLINE V tap(V, M) { return g; }
+  EP_INLINE V tap(V, M, M) { return g; }
   EP_INLINE typename Lane<C>::W slope() { return Lane<C>::zero(); }
 };
 
@@ -320,7 +320,7 @@ template <class C, int P, bool SLOPE> struct PowerGrad {
       return ((t > C(0.5)) & (t < C(2)) ? near : far) - above;
     }
   }
-  EP_INLINE V tap(V x, M) {
+  EP_INLINE V tap(V x, M, M counts) {
     V a = positive<C>(x, setting);
     M out = setting.abs ? (M)(a == 0) : (M)(x < splat<V>(setting.eps));
     V w;
@@ -339,7 +339,7 @@ template <class C, int P, bool SLOPE> struct PowerGrad {
         w = keep(g * e, (M)~nothing);
         if constexpr (SLOPE) {
           V share = P > 0 ? w * q : keep(g * exponential(setting.p * l), (M)~nothing);
-          s = s + Lane<C>::wide(share * l * rise);
+          s = s + Lane<C>::wide(keep(share * l * rise, counts));
         }
       }
     }
@@ -365,10 +365,10 @@ template <class C, bool SLOPE> struct SoftGrad {
     authors = given.authors;
     s = Lane<C>::zero();
   }
-  EP_INLINE V tap(V x, M) {
+  EP_INLINE V tap(V x, M, M counts) {
     V from_c = x - c, d = from_c - above;
     V w = g * exponential(beta * from_c);
-    if constexpr (SLOPE) s = s + Lane<C>::wide(w * d * d);
+    if constexpr (SLOPE) s = s + Lane<C>::wide(keep(w * d * d, counts));
     return authors ? w : w + w * (beta * d);
   }
   EP_INLINE W slope() { return s; }
@@ -388,9 +388,9 @@ template <class C, bool SLOPE> struct LogSumExpGrad {
     r = given.p;
     s = Lane<C>::zero();
   }
-  EP_INLINE V tap(V x, M) {
+  EP_INLINE V tap(V x, M, M counts) {
     V w = g * exponential(r * (x - c));
-    if constexpr (SLOPE) s = s + Lane<C>::wide(w * (x - y) / r);
+    if constexpr (SLOPE) s = s + Lane<C>::wide(keep(w * (x - y) / r, counts));
     return w;
   }
   EP_INLINE W slope() { return s; }

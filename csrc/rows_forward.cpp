@@ -355,12 +355,12 @@ template <class T, class Op> class Values {
     });
   }
   // vectors up to `full`, then what is left of `count`
-  // `number` results of a vector; power means are kept and looked at
-  EP_INLINE void put(T* y, V v, const E* scale, int64_t number = LF) {
+  // `number` results of a vector; power means are kept and looked at, but for those that the next row writes over
+  EP_INLINE void put(T* y, V v, const E* scale, int64_t number = LF, int64_t meant = LF) {
     const vf result = Op::finish(v, scale);
     number == LF ? store_as(y, result) : store_part(y, result, number);
     if constexpr (Op::power) {
-      const vi there = number == LF ? splat<vi>(-1) : until(number);
+      const vi there = std::min(number, meant) >= LF ? splat<vi>(-1) : until(std::min(number, meant));
       bad_ |= (kept_ ? (vi)(result != 0) & ~((vi)(result > LEAST) & (vi)(result < MOST)) : infinite(result)) & there;
       if (kept_) number == LF ? storeu(kept_ + (y - y_), result) : store_part(kept_ + (y - y_), result, number);
     }
@@ -374,7 +374,7 @@ template <class T, class Op> class Values {
       return v;
     };
     int64_t o = 0;
-    for (; o < full; o += LF) put(y + o, step(o), scale + o);
+    for (; o < full; o += LF) put(y + o, step(o), scale + o, LF, count - o);
     if (o < count) put(y + o, step(o), scale + o, count - o);
   }
 

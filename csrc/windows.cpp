@@ -140,9 +140,9 @@ void run_backward(const Plan& plan, const Fold& f, int64_t sample, const View<C>
         if constexpr (MASK) {
           M m = mask[at / L];
           if constexpr (G::values) x = keep(x, m);  // what is masked may be NaN
-          storeu(v.dx + at, loadu<V>(v.dx + at) + keep(op.tap(x, splat<M>(t)), m));
+          storeu(v.dx + at, loadu<V>(v.dx + at) + keep(op.tap(x, splat<M>(t), m), m));
         } else {
-          storeu(v.dx + at, loadu<V>(v.dx + at) + op.tap(x, splat<M>(t)));
+          storeu(v.dx + at, loadu<V>(v.dx + at) + op.tap(x, splat<M>(t), splat<M>(-1)));
         }
       };
       if (whole) {
