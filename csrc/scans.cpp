@@ -6,13 +6,6 @@
 namespace everypool {
 namespace {
 
-bool kept(const Axis& a) {
-  if (a.rows != 1 || a.run || a.n != a.out || a.most != 1) return false;
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.start[o] != o || a.count[o] != 1) return false;
-  return true;
-}
-
 bool runs(const Axis& a) {  // over all of the axis
   if (a.rows != 1 || !a.run) return false;
   for (int64_t o = 0; o < a.out; ++o)
@@ -25,7 +18,7 @@ bool course_of(const Plan& plan, Course& course) {
   course.outer = plan.N * (plan.pixels ? 1 : plan.C);
   bool found = false;
   for (const Axis& a : plan.folds[0].axis) {
-    if (kept(a)) {
+    if (kept_as_it_is(a)) {
       (found ? course.inner : course.outer) *= a.n;
     } else {
       if (found || !runs(a)) return false;

@@ -1,6 +1,6 @@
 // Running maxima: what the loops down columns and those along rows share.
 #pragma once
-#include "rows.h"
+#include "lines.h"
 
 namespace everypool {
 
@@ -9,10 +9,6 @@ struct Course {
   int64_t outer = 1, n = 1, inner = 1;
   bool backwards = false;
 };
-
-constexpr int64_t SCANS_SERIAL = 32768;  // elements below which threads cost more than they bring
-
-template <class F> bool with_real(int type, const F& f) { return type == FLOAT64 ? f(double{}) : with_type(type, f); }
 
 // ---- what is kept for the gradient: one bit per element, does a new maximum begin there? ---------------------------------
 
@@ -54,12 +50,6 @@ EP_INLINE int packed(vl mask) {
 
 // Does x begin a new maximum, after `before`? What is NaN always does, and nothing else after it.
 template <bool LAST, class V> EP_INLINE auto begins(V x, V before) { return (LAST ? x >= before : x > before) | (x != x); }
-
-// What is about to be read: hardware follows one stream, not one that runs down next to one that is written.
-constexpr int64_t AHEAD = 1024;  // bytes
-template <bool DOWN> EP_INLINE void prefetch(const void* p, int64_t bytes = AHEAD) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + (DOWN ? -bytes : bytes)));
-}
 
 // Maxima are elements: there is nothing to round.
 template <class T, class V> EP_INLINE void store_exactly(T* p, V v) { store_as(p, v); }

@@ -4,6 +4,7 @@
 namespace everypool {
 namespace {
 
+constexpr int64_t AHEAD = 1024;  // bytes from what is read to what is asked for
 constexpr int64_t WIDTH = 2048;  // columns that are run down together: their sums stay in the first cache
 
 template <class T> struct Columns {
@@ -45,7 +46,7 @@ template <class T> struct Columns {
     T* y = static_cast<T*>(call.y[0]);
     Word<C>* won = static_cast<Word<C>*>(call.aux[0]);
     each<UP, V>(begin, end, [&](int64_t at, int64_t word, V& state, auto first) __attribute__((always_inline)) {
-      prefetch<UP>(x + at);
+      prefetch(x + at, UP ? -AHEAD : AHEAD);
       const V value = load_as(x + at), before = state;
       if constexpr (first) {
         state = value;
@@ -66,7 +67,7 @@ template <class T> struct Columns {
     T* dx = static_cast<T*>(call.dx);
     const Word<C>* won = static_cast<const Word<C>*>(call.aux[0]);
     each<UP, W>(begin, end, [&](int64_t at, int64_t word, W& state, auto first) __attribute__((always_inline)) {
-      prefetch<UP>(g + at);
+      prefetch(g + at, UP ? -AHEAD : AHEAD);
       W sum = first ? Lane<C>::zero() : state;
       store_as(dx + at, collected<C>(load_as(g + at), unpacked<M>(won[word]), sum));
       state = sum;
@@ -101,7 +102,7 @@ int64_t columns_aux_bytes(int type, const Course& course) {
 bool columns_run(const Plan& plan, const Course& course, const Call& call, Pass pass) {
   return with_real(plan.type, [&](auto t) {
     const Columns<decltype(t)> columns{course};
-    return in_parallel(columns.number, course.outer * course.n * course.inner >= SCANS_SERIAL, [&](int64_t begin, int64_t end) {
+    return in_parallel(columns.number, course.outer * course.n * course.inner >= LINES_SERIAL, [&](int64_t begin, int64_t end) {
       if (course.backwards)
         columns.template pass<true>(call, pass, plan.last, begin, end);
       else

@@ -21,7 +21,7 @@ template <bool BACK, class V, int... I> EP_INLINE V moved(V v, V last, std::inte
   return __builtin_shufflevector(v, last, (BACK ? I + 1 : I == 0 ? L : I - 1)...);
 }
 
-template <int LANE, class V, int... I> EP_INLINE V everywhere(V v, std::integer_sequence<int, I...>) {
+template <int LANE, class V, int... I> EP_INLINE V lane_everywhere(V v, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(v, v, (LANE + 0 * I)...);
 }
 
@@ -40,8 +40,7 @@ template <class M> EP_INLINE M words_of_lanes(const uint8_t* p) {
   return words_of_lanes<M>(p, std::make_integer_sequence<int, sizeof(M)>{});
 }
 template <class M> EP_INLINE M words_of_lanes(const uint16_t* p) {
-  typedef uint16_t Words __attribute__((vector_size(2 * sizeof(M) / sizeof(M{}[0]))));
-  return __builtin_convertvector(loadu<Words>(p), M);
+  return __builtin_convertvector(loadu<typename Packed<uint16_t, sizeof(M) / sizeof(M{}[0])>::type>(p), M);
 }
 
 template <class T> struct Lines {
@@ -54,7 +53,7 @@ template <class T> struct Lines {
 
   const Course& course;
   const int64_t n = course.n;
-  const int64_t blocks = (n + L - 1) / L;  // of a line, in the order of the run; the second begins within the first where L does not divide n
+  const int64_t blocks = (n + L - 1) / L;  // of a line; the second begins within the first where L does not divide n
   const int64_t groups = (course.outer + L - 1) / L;
 
   // Where a block begins in the order of the run, the lanes that the block before it has too, and the first place in memory.
@@ -80,13 +79,13 @@ template <class T> struct Lines {
       const V before = moved<BACK>(beginning, beginning, LANES);
       won[0] = (Word<C>)(packed((M)begins<LAST>(start, before)) | 1 << lane<BACK>(0));
     }
-    V last = everywhere<lane<BACK>(L - 1)>(beginning, LANES);
+    V last = lane_everywhere<lane<BACK>(L - 1)>(beginning, LANES);
     for (int64_t block = 1; block < blocks; ++block) {
       const V value = load_as(x + place<BACK>(block)), found = largest(joined<BACK, 1>(value, LANES), last);
       odd |= (M)(value != value);
       if constexpr (KEEP) won[block * L] = (Word<C>)packed((M)begins<LAST>(value, moved<BACK>(found, last, LANES)));
       store_exactly(y + place<BACK>(block), found);
-      last = everywhere<lane<BACK>(L - 1)>(found, LANES);
+      last = lane_everywhere<lane<BACK>(L - 1)>(found, LANES);
     }
     store_exactly(y + place<BACK>(0), beginning);  // over what the second block has found of its elements
     return !any(odd);
@@ -136,7 +135,7 @@ template <class T> struct Lines {
     const int64_t at = place<BACK>(block);
     V rows[L];
     for (int i = 0; i < L; ++i) {
-      prefetch<!BACK>(g[i] + at, L * n * sizeof(T));
+      prefetch(g[i] + at, (BACK ? L : -L) * n * (int64_t)sizeof(T));
       rows[i] = load_as(g[i] + at);
     }
     transpose(rows);
@@ -195,7 +194,7 @@ int64_t lines_aux_bytes(int type, const Course& course) {
 bool lines_run(const Plan& plan, const Course& course, const Call& call, Pass pass) {
   return with_real(plan.type, [&](auto t) {
     const Lines<decltype(t)> lines{course};
-    return in_parallel(lines.groups, course.outer * course.n >= SCANS_SERIAL, [&](int64_t begin, int64_t end) {
+    return in_parallel(lines.groups, course.outer * course.n >= LINES_SERIAL, [&](int64_t begin, int64_t end) {
       if (course.backwards)
         lines.template pass<true>(call, pass, plan.last, begin, end);
       else
