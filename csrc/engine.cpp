@@ -578,7 +578,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   const int64_t L = p.lanes;
   p.groups = p.per_sample ? p.N * ((p.C + L - 1) / L) : (planes + L - 1) / L;
   p.bands = bands_for(p, p.folds[0]);
-  p.special = special_for(p, false), p.special_training = special_for(p, true);
+  if (planes > 0) p.special = special_for(p, false), p.special_training = special_for(p, true);  // tables may have no rows
   if (p.special_training) p.bands = 1;  // slopes of the parameter come in one part
   return p;
 }
