@@ -548,6 +548,13 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
           must(a.count[o] == std::max<int64_t>(fits, 0) && (fits <= 0 || a.start[o] == first), "sliding windows must be where they say");
         }
       }
+      // taps that no window finds on the axis are left out: what a fold costs does not follow the number given as kernel
+      if (a.slide > 0 && a.step == 1) {
+        const int64_t before = std::clamp<int64_t>(a.left - (a.out - 1) * a.slide, 0, a.kernel - 1);
+        a.left -= before, a.kernel = std::min(a.kernel - before, std::max<int64_t>(a.n + a.left, 1));
+      }
+      if (a.step > 1 || a.kernel > 2 * a.n) a.slide = 0;
+      if (a.slide == 0) a.kernel = 1, a.left = 0;
       if (a.run) f.method = SEPARABLE;
       taps *= (double)a.most;
       work *= (double)total / (double)std::max<int64_t>(a.rows, 1);
@@ -578,7 +585,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   const int64_t L = p.lanes;
   p.groups = p.per_sample ? p.N * ((p.C + L - 1) / L) : (planes + L - 1) / L;
   p.bands = bands_for(p, p.folds[0]);
-  p.special = special_for(p, false), p.special_training = special_for(p, true);
+  if (planes > 0) p.special = special_for(p, false), p.special_training = special_for(p, true);  // tables may have no rows
   if (p.special_training) p.bands = 1;  // slopes of the parameter come in one part
   return p;
 }

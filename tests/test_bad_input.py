@@ -344,9 +344,10 @@ def test_an_implementation_asked_for_by_name_never_falls_back() -> None:
 def test_huge_windows_cost_no_more_than_the_map() -> None:
     """Windows are clipped to the map: neither time nor memory follows the number typed as kernel."""
     for reducer in ("max", "mean", "soft", "gem", "lp", "logsumexp", "center"):
-        y = pool(X, reducer, Sliding(2**33, 1, 2**32))
-        assert y.shape == (1, 2, 5, 5)
-        assert bool(y.isfinite().all())
+        for half in (2**23, 2**32):
+            y = pool(X, reducer, Sliding(2 * half, 1, half))
+            assert y.shape == (1, 2, 5, 5)
+            assert bool(y.isfinite().all())
     assert pool(X, "max", Sliding(2, 2**39)).shape == (1, 2, 1, 1)
     assert pool(X, "max", Sliding(3, 1, 1, 1)).shape == (1, 2, 4, 4)
     for call in (sliding(2, padding=2**39), lambda: pool(X, "max", Adaptive(2**39)), lambda: pool(X, "max", Pyramid((2**39,)))):
