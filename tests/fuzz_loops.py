@@ -49,6 +49,8 @@ EDGES += (-2, -(2**31), -(2**46), -(2**63) + 1, -(2**63))
 PARAMETERS = (1.0, 2.0, 3.0, 0.5, 4.7, 0.01, 60.0, -1.0, -2.5, 0.0, -0.0, inf, -inf, nan, 1e300, 1e-300, 5e-324)
 SPECIALS = (nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 65504.0, 6e-8)
 
+OUTCOMES = ("refused", "accepted, too large to run", "run")
+
 Windows = list[tuple[int, int]]  # first element and number of them
 
 
@@ -225,8 +227,6 @@ def axes_of(final: tuple[int, ...]) -> list[int]:
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------------
-
-OUTCOMES = ("refused", "accepted, too large to run", "run")
 
 GUARD = b"" if SANITIZED else bytes(range(0xA0, 0xC0))
 BYTE = array("B", b"\0")
