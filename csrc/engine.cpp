@@ -566,10 +566,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     must(i == 0 || f.in == p.folds[0].in, "all folds must be over one map");
     must(taps < 2e9 && f.in < (int64_t(1) << 31), "windows must be small enough to be numbered");
     must(!f.own_position || f.in == f.out, "windows must have places of their own");
-    if (f.method == SEPARABLE) {
-      separable = true;
-      must((double)(f.in + f.out) * 8.0 * 6.0 * LD < (double)STATES, "a plane must fit the memory of its states");
-    }
+    separable = separable || f.method == SEPARABLE;
     times(planes, f.in), times(planes, f.out);
     f.taps = (int64_t)taps;
     largest_taps = std::max(largest_taps, f.taps);
@@ -577,7 +574,10 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   }
   must(at == numbers.size(), "a plan must have no numbers too many");
   if (separable) {  // all folds of a plan keep the same kind of index, and pixels are then copied to tiles
-    for (Fold& f : p.folds) f.method = SEPARABLE;
+    for (Fold& f : p.folds) {
+      f.method = SEPARABLE;
+      must(std::max((double)(f.in + f.out), most_states(f)) * 8.0 * 6.0 * LD < (double)STATES, "a plane must fit the memory of its states");
+    }
     p.wide_index = true;
   }
   p.wide_index = p.wide_index || largest_taps > 256;

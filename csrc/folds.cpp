@@ -6,6 +6,16 @@
 
 namespace everypool {
 
+double most_states(const Fold& f) {
+  double most = 1;
+  for (int cut = 0; cut <= 3; ++cut) {  // the axes from there on are folded, the others not yet
+    double number = 1;
+    for (int axis = 0; axis < 3; ++axis) number *= (double)(axis < cut ? f.axis[axis].n : f.axis[axis].out);
+    most = number > most ? number : most;
+  }
+  return most;
+}
+
 Scratch::~Scratch() { std::free(memory_); }
 void* Scratch::take(int64_t bytes) {
   constexpr int64_t large = int64_t(8) << 20;
@@ -199,14 +209,8 @@ template <class S> S* spread_all(const Fold& f, int64_t sample, S* a, S* b, S* s
 template <class S> struct Buffers {
   S *a, *b, *suffix;
   Buffers(const Fold& f, Scratch& scratch, int64_t extra = 0) {
-    int64_t most = 1, kernel = 1;
-    int64_t sizes[2] = {1, 1};
-    for (int i = 0; i < 8; ++i) {
-      int64_t number = 1;
-      for (int axis = 0; axis < 3; ++axis) number *= (i >> axis & 1) ? f.axis[axis].n : f.axis[axis].out;
-      most = number > most ? number : most;
-    }
-    (void)sizes;
+    const int64_t most = (int64_t)most_states(f);
+    int64_t kernel = 1;
     for (const Axis& axis : f.axis) kernel = axis.kernel > kernel ? axis.kernel : kernel;
     char* memory = static_cast<char*>(scratch.take((2 * most + kernel * CHUNK) * (int64_t)sizeof(S) + extra));
     a = reinterpret_cast<S*>(memory);

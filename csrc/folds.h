@@ -18,6 +18,9 @@ class Scratch {
   int64_t size_ = 0;
 };
 
+// The most states of one plane that there are at a time, between two axes.
+double most_states(const Fold&);
+
 template <class C>
 bool folds_forward(const Plan&, const Fold&, int64_t sample, const View<C>&, const Setting<C>&, bool save, Scratch&);
 template <class C> bool folds_backward(const Plan&, const Fold&, int64_t sample, const View<C>&, const Setting<C>&, Scratch&);

@@ -16,7 +16,6 @@ import ast
 import mmap
 import os
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -36,7 +35,7 @@ MAX, MEAN, POWER = 0, 1, 2
 POSITION = 2
 FLOATS = 4  # the first types
 ITEM = (4, 8, 2, 2, 1, 1, 2, 4, 8)  # bytes by type
-NAMES = "N C type pixels op index divisor sign last sum plain mask folds".split()
+NAMES = ("N", "C", "type", "pixels", "op", "index", "divisor", "sign", "last", "sum", "plain", "mask", "folds")
 HEADER, FOLD, AXIS = len(NAMES), 2, 11
 TABLES = (8, 9, 10)  # start, count and extent within the numbers of an axis
 LARGEST = 1 << 46
@@ -49,6 +48,8 @@ EDGES += (-2, -(2**31), -(2**46), -(2**63) + 1, -(2**63))
 PARAMETERS = (1.0, 2.0, 3.0, 0.5, 4.7, 0.01, 60.0, -1.0, -2.5, 0.0, -0.0, inf, -inf, nan, 1e300, 1e-300, 5e-324)
 SPECIALS = (nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 65504.0, 6e-8)
 
+OUTCOMES = ("refused", "accepted, too large to run", "run")
+
 Windows = list[tuple[int, int]]  # first element and number of them
 
 
@@ -56,10 +57,16 @@ class Fault(Exception):
     """What the loops must not do."""
 
 
+class Draw(random.Random):
+    """What a case is drawn from."""
+
+    batch = 1  # samples of the plan at hand
+
+
 # ---- plans ----------------------------------------------------------------------------------------------------------------
 
 
-def sliding(rng: random.Random, n: int) -> list[Any]:
+def sliding(rng: Draw, n: int) -> list[Any]:
     kernel = 1 + int(rng.random() * (rng.choice((3, n, 2 * n + 3))))
     stride, step = rng.choice((1, 1, 2, 3, kernel, 2 * n)), rng.choice((1, 1, 1, 2, n))
     left = rng.choice((0, 0, kernel // 2, rng.randint(-n, 2 * kernel)))
@@ -72,19 +79,23 @@ def sliding(rng: random.Random, n: int) -> list[Any]:
     return axis(rng, n, [windows], step, 0, *claims)
 
 
-def bins(rng: random.Random, n: int) -> list[Any]:
+def bins(rng: Draw, n: int) -> list[Any]:
     out = rng.choice((1, 1, n, rng.randint(1, n + 2)))
     ends = [(o * n // out, -(-(o + 1) * n // out)) for o in range(out)]
-    return axis(rng, n, [[(start, min(end, size) - start) if start < size else (0, 0) for start, end in ends] for size in sizes(rng, n)])
+    rows = [[(start, max(min(end, size) - start, 0)) for start, end in ends] for size in sizes(rng, n)]
+    return axis(rng, n, rows)
 
 
-def running(rng: random.Random, n: int) -> list[Any]:
+def running(rng: Draw, n: int) -> list[Any]:
     forward = rng.random() < 0.5
-    rows = [[(0 if forward else o, (o + 1 if forward else size - o) if o < size else 0) for o in range(n)] for size in sizes(rng, n)]
+    rows = []
+    for size in sizes(rng, n):
+        windows = [(0, o + 1) if forward else (o, size - o) for o in range(size)]
+        rows.append(windows + [(0, 0)] * (n - size))
     return axis(rng, n, rows, 1, 1 if forward else 2)
 
 
-def listed(rng: random.Random, n: int) -> list[Any]:
+def listed(rng: Draw, n: int) -> list[Any]:
     out, step = rng.randint(1, n + 3), rng.choice((1, 1, 2, n + 1))
     rows = []
     for _ in sizes(rng, n):
@@ -93,17 +104,17 @@ def listed(rng: random.Random, n: int) -> list[Any]:
     return axis(rng, n, rows, step)
 
 
-def kept(rng: random.Random, n: int) -> list[Any]:
+def kept(rng: Draw, n: int) -> list[Any]:
     return axis(rng, n, [[(o, 1 if o < size else 0) for o in range(n)] for size in sizes(rng, n)])
 
 
-def sizes(rng: random.Random, n: int) -> list[int]:
+def sizes(rng: Draw, n: int) -> list[int]:
     """One size for all samples, or one for each: `rng.batch` samples."""
-    return [n] if rng.random() < 0.8 else [rng.randint(1, n) for _ in range(rng.batch)]  # type: ignore[attr-defined]
+    return [n] if rng.random() < 0.8 else [rng.randint(1, n) for _ in range(rng.batch)]
 
 
 def axis(
-    rng: random.Random, n: int, rows: list[Windows], step: int = 1, run: int = 0, slide: int = 0, kernel: int = 1, left: int = 0
+    rng: Draw, n: int, rows: list[Windows], step: int = 1, run: int = 0, slide: int = 0, kernel: int = 1, left: int = 0
 ) -> list[Any]:
     starts, counts = ([window[i] for row in rows for window in row] for i in (0, 1))
     out = len(rows[0]) if rows else n
@@ -111,10 +122,10 @@ def axis(
     return [n, out, step, len(rows), run, slide, kernel, left, starts, counts, extents]
 
 
-def plan_of(rng: random.Random) -> tuple[list[Any], list[float]]:
+def plan_of(rng: Draw) -> tuple[list[Any], list[float]]:
     """Numbers that must be accepted; a table is a list in them, None if it is missing."""
     batch, channels = rng.choice((0, 1, 1, 2, 2, 3)), rng.choice((0, 1, 1, 2, 3, 4, 5, 7, 8, 8, 9, 16, 17))
-    rng.batch = batch  # type: ignore[attr-defined]
+    rng.batch = batch
     kind = rng.choice((0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8))
     op = rng.choice((0, 0, 1, 1, 2, 3, 4)) if kind < FLOATS else MAX
     most = rng.choice((2, 5, 5, 9, 9, 20)) if rng.random() < 0.97 else 60
@@ -138,7 +149,7 @@ def plan_of(rng: random.Random) -> tuple[list[Any], list[float]]:
     return numbers, [rng.choice((0.0, 1e-6, 1.0)), float(rng.choice((1, 2, 9, -3)))]
 
 
-def spoilt(rng: random.Random, numbers: list[Any], reals: list[float]) -> None:
+def spoilt(rng: Draw, numbers: list[Any], reals: list[float]) -> None:
     """Replace, drop or add numbers and table entries in place."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         at = int(rng.random() * len(numbers))
@@ -163,7 +174,7 @@ def spoilt(rng: random.Random, numbers: list[Any], reals: list[float]) -> None:
             numbers.append(0)
 
 
-def addressed(rng: random.Random, numbers: list[Any]) -> tuple[tuple[int, ...], list[array[int]]]:
+def addressed(rng: Draw, numbers: list[Any]) -> tuple[tuple[int, ...], list[array[int]]]:
     """The numbers as the loops get them, and what must stay alive meanwhile.
 
     A table gets an address only where a table is read, and is as long as the plan says there; its neighbours were moved by
@@ -226,8 +237,6 @@ def axes_of(final: tuple[int, ...]) -> list[int]:
 
 # ---- memory ---------------------------------------------------------------------------------------------------------------
 
-OUTCOMES = ("refused", "accepted, too large to run", "run")
-
 GUARD = b"" if SANITIZED else bytes(range(0xA0, 0xC0))
 BYTE = array("B", b"\0")
 
@@ -275,18 +284,19 @@ def pools() -> list[list[bytes]]:
 POOLS = pools()
 
 
-def content(rng: random.Random, kind: int, number: int) -> bytes:
+def content(rng: Draw, kind: int, number: int) -> bytes:
     pool, item = rng.choice(POOLS[kind]), ITEM[kind]
-    start = int(rng.random() * (len(pool) // item // 2)) * item
-    size = number * item
-    return pool[start : start + size] if start + size <= len(pool) else (pool[start:] * (size // (len(pool) - start) + 1))[:size]
+    part = pool[int(rng.random() * (len(pool) // item // 2)) * item :]
+    while len(part) < number * item:
+        part *= 2
+    return part[: number * item]
 
 
 # ---- a case ---------------------------------------------------------------------------------------------------------------
 
 
 def attempt(module: Any, seed: int, case: int, counts: Counter[str]) -> None:
-    rng = random.Random((seed << 48) + case)
+    rng = Draw((seed << 48) + case)
     numbers, reals = plan_of(rng)
     honest = rng.random() < 0.4
     if not honest:
@@ -315,8 +325,6 @@ def too_large(numbers: list[Any], final: tuple[int, ...]) -> bool:
     axes = axes_of(final)
     if final[1] > ELEMENTS:  # without samples
         return True
-    for at in axes:
-        work = max(work, final[at + 6] * bool(final[at + 5]))
     for fold in range(0, len(axes), 3):
         n, out = ([final[at + i] for at in axes[fold : fold + 3]] for i in (0, 1))
         if prod(n) * max(planes, 1) > ELEMENTS or prod(out) * max(planes, 1) > ELEMENTS:
@@ -329,7 +337,7 @@ def too_large(numbers: list[Any], final: tuple[int, ...]) -> bool:
 class Case:
     """One plan with its memory."""
 
-    def __init__(self, module: Any, rng: random.Random, plan: Any, final: tuple[int, ...], counts: Counter[str]) -> None:
+    def __init__(self, module: Any, rng: Draw, plan: Any, final: tuple[int, ...], counts: Counter[str]) -> None:
         self.module, self.rng, self.plan, self.counts = module, rng, plan, counts
         self.n, self.c, self.kind, _, self.op, index = final[:6]
         self.positions = self.op == MAX and index == POSITION
@@ -434,6 +442,8 @@ class Case:
 
 def work(seed: int, first: int, cases: int, progress: str) -> int:
     """The cases in this process; the number of the one at hand is in the file `progress`."""
+    import resource  # no system without it has compiled loops
+
     from everypool.backends import cpu
 
     module = cpu.library()
@@ -461,7 +471,8 @@ def spread(cases: int, seed: int, first: int, jobs: int) -> int:
     begin, counts, ended = time.monotonic(), Counter[str](), 0
     print(f"{cases} cases from {first} on, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        workers = [Worker(seed, first + cases * j // jobs, first + cases * (j + 1) // jobs, f"{folder}/{j}") for j in range(jobs)]
+        borders = [first + cases * j // jobs for j in range(jobs + 1)]
+        workers = [Worker(seed, borders[j], borders[j + 1], f"{folder}/{j}") for j in range(jobs)]
         for worker in workers:
             result = worker.wait()
             if result is None:
