@@ -15,8 +15,8 @@ SOURCES = sorted(f"csrc/{path.name}" for path in FOLDER.glob("*.cpp"))
 HEADERS = sorted(f"csrc/{path.name}" for path in FOLDER.glob("*.h"))
 # -O3 takes half as long again to compile: it is for what most machines run
 # multiplications and additions may be fused, but nothing may assume that values are finite
-FLAGS = ["-std=c++17", "-O2", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]
-FLAGS += ["-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
+FLAGS = ["-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
 INSTRUCTIONS = {
     "x86_64": {
         "baseline": [],
