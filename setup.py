@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
@@ -31,15 +32,16 @@ EXTRA = os.environ.get("EVERYPOOL_BUILD_FLAGS", "").split()  # such as -fsanitiz
 
 
 class Build(build_ext):
-    """Every instruction set in a folder of its own: the sources are the same."""
+    """The same sources for every instruction set: each in a folder of its own, at the same time."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def build_extension(self, extension: Extension) -> None:
-        before = self.build_temp
-        self.build_temp = str(Path(before) / extension.name)
-        try:
-            super().build_extension(extension)
-        finally:
-            self.build_temp = before
+        own = copy.copy(self)  # others build at the same time
+        own.build_temp = str(Path(self.build_temp) / extension.name)
+        super(Build, own).build_extension(extension)
 
 
 def extensions() -> list[Extension]:
@@ -64,5 +66,5 @@ def extensions() -> list[Extension]:
 setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"parallel": os.cpu_count()}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
