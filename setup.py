@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 FOLDER = Path(__file__).resolve().parent / "csrc"
 SOURCES = sorted(f"csrc/{path.name}" for path in FOLDER.glob("*.cpp"))
 HEADERS = sorted(f"csrc/{path.name}" for path in FOLDER.glob("*.h"))
-# -O3 takes half as long again to compile: it is for what most machines run
+# -O3 takes a third longer to compile: it is for what most machines run
 # multiplications and additions may be fused, but nothing may assume that values are finite
 FLAGS = ["-std=c++17", "-O2", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
