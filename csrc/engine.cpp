@@ -19,7 +19,6 @@ namespace {
 ParallelFor parallel_for = nullptr;
 
 constexpr int64_t TILE_BYTES = 40 << 10;      // of one band: it stays in the first cache
-constexpr int64_t SERIAL = 32768;             // elements below which threads cost more than they bring
 constexpr int64_t STATES = int64_t(1) << 29;  // bytes of states that one thread may hold
 
 bool scattered(const Plan& p) {  // lanes are planes that lie apart, or pixels that do not fill a vector: copied to a tile
@@ -28,6 +27,13 @@ bool scattered(const Plan& p) {  // lanes are planes that lie apart, or pixels t
 
 }  // namespace
 
+bool Axis::kept() const {
+  if (rows != 1 || run || n != out || most != 1) return false;
+  for (int64_t o = 0; o < out; ++o)
+    if (start[o] != o || count[o] != 1) return false;
+  return true;
+}
+bool Axis::whole() const { return rows == 1 && !run && out == 1 && count[0] == n; }
 bool Plan::per_sample_mask() const { return mask_channels > 0; }
 
 void set_parallel_for(ParallelFor function) { parallel_for = function; }

@@ -72,13 +72,6 @@ template <class C, int N> struct Sums {
   }
 };
 
-bool kept_as_is(const Axis& a) {
-  if (a.run || a.rows > 1 || a.n != a.out || a.most != 1) return false;
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.start[o] != o || a.count[o] != 1) return false;
-  return true;
-}
-
 constexpr int64_t CHUNK = 16;  // states along the inner axes that are folded at once: few rows of them stay in L1
 
 // Prefixes and suffixes of blocks as long as the window (van Herk; Gil and Werman): three joins whatever the kernel.
@@ -182,7 +175,7 @@ template <class S> S* fold_all(const Fold& f, int64_t sample, S* a, S* b, S* suf
     const Axis& along = f.axis[axis];
     int64_t outer = 1;
     for (int i = 0; i < axis; ++i) outer *= f.axis[i].n;
-    if (!kept_as_is(along)) {
+    if (!along.kept()) {
       fold_axis(a, b, outer, inner, along, sample, suffix);
       std::swap(a, b);
     }
@@ -196,7 +189,7 @@ template <class S> S* spread_all(const Fold& f, int64_t sample, S* a, S* b, S* s
     const Axis& along = f.axis[axis];
     int64_t inner = 1;
     for (int i = axis + 1; i < 3; ++i) inner *= f.axis[i].out;
-    if (!kept_as_is(along)) {
+    if (!along.kept()) {
       spread_axis(a, b, outer, inner, along, sample, suffix);
       std::swap(a, b);
     }

@@ -33,20 +33,7 @@ template <class H> EP_INLINE void store_column(H* const* planes, int64_t at, vf 
   for (int i = 0; i < used; ++i) planes[i][at].bits = bits[i];
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-template <int S = 1> EP_INLINE vd transposed_sum(vd* rows) {
-  if constexpr (S == LD) {
-    return rows[0];
-  } else {
-    for (int i = 0; i < LD; i += 2 * S) {
-      exchange<S>(rows[i], rows[i + S], std::make_integer_sequence<int, LD>{});
-      rows[i] = rows[i] + rows[i + S];
-    }
-    return transposed_sum<2 * S>(rows);
-  }
-}
 EP_INLINE Wide transposed_sums(vd* rows) { return {transposed_sum(rows), transposed_sum(rows + LD)}; }
-EP_INLINE vd halves(Wide w) { return w.lo + w.hi; }
 
 EP_INLINE Setting<float> of_plane(Setting<float> s, int i) {
   s.p = splat<vf>(s.p[i]);
@@ -395,28 +382,14 @@ template <class T> void Planes<T>::max_backward(int64_t first) const {
   for (int64_t i = 0; i < number; ++i) dx[i * n + won(first)[i]] = grad[i];
 }
 
-template <class T> bool run(const Plan& plan, const Call& call, bool back) {
-  struct Work {
-    Planes<T> planes;
-    bool back;
-  } work{{plan, call}, back};
-  const auto task = [](int64_t begin, int64_t end, void* context) {
-    Work& w = *static_cast<Work*>(context);
-    w.planes.units(begin, end, w.back);
-  };
-  parallel(work.planes.groups, work.planes.all * work.planes.n >= GLOBALS_SERIAL, task, &work);
-  return !work.planes.declined;
-}
-
 bool run(const Plan& plan, const Call& call, bool back) {
-  switch (plan.type) {
-    case FLOAT32: return run<float>(plan, call, back);
-    case BFLOAT16: return run<bfloat16>(plan, call, back);
-    default: return run<float16>(plan, call, back);
-  }
+  return with_type(plan.type, [&](auto type) {
+    Planes<decltype(type)> planes{plan, call};
+    const bool done = in_parallel(planes.groups, planes.all * planes.n >= SERIAL,
+                                  [&](int64_t begin, int64_t end) { planes.units(begin, end, back); });
+    return done && !planes.declined;
+  });
 }
-
-bool whole(const Axis& a) { return a.out == 1 && a.rows == 1 && a.count[0] == a.n; }
 
 }  // namespace
 
@@ -426,7 +399,7 @@ bool globals_suits(const Plan& plan, bool training) {
   if (plan.pixels && (plan.C < LF || !(plan.op == MEAN || (plan.op == MAX && !training)))) return false;
   if (plan.op == MEAN && plan.divisor == CELLS) return false;
   if (plan.type != FLOAT32 && plan.type != BFLOAT16 && plan.type != FLOAT16) return false;
-  return whole(f.axis[0]) && whole(f.axis[1]) && whole(f.axis[2]);
+  return f.axis[0].whole() && f.axis[1].whole() && f.axis[2].whole();
 }
 
 int64_t globals_aux_bytes(const Plan& plan, size_t) {

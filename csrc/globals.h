@@ -1,12 +1,10 @@
 // The whole plane as one window: what planes and pixels share.
 #pragma once
-#include "plan.h"
-#include "tile.h"
+#include "work.h"
 
 namespace everypool {
 
-constexpr int64_t GLOBALS_SERIAL = 32768;  // elements below which threads cost more than they bring
-constexpr int MOST_VECTORS = 8;            // in a tree
+constexpr int MOST_VECTORS = 8;  // in a tree
 
 // Joins vectors of elements in pairs, then what pairs have become: NaN is only looked for among the elements.
 struct LargestOf {

@@ -93,25 +93,13 @@ template <class T> struct Pixels {
   }
 };
 
-template <class T> bool run(const Plan& plan, const Call& call, bool back) {
-  struct Work {
-    Pixels<T> pixels;
-    bool back;
-  } work{{plan, call}, back};
-  const auto task = [](int64_t begin, int64_t end, void* context) {
-    const Work& w = *static_cast<Work*>(context);
-    for (int64_t unit = begin; unit < end; ++unit) w.back ? w.pixels.backward(unit) : w.pixels.forward(unit);
-  };
-  parallel(plan.N * work.pixels.chunks, plan.N * plan.C * work.pixels.n >= GLOBALS_SERIAL, task, &work);
-  return true;
-}
-
 bool run(const Plan& plan, const Call& call, bool back) {
-  switch (plan.type) {
-    case FLOAT32: return run<float>(plan, call, back);
-    case BFLOAT16: return run<bfloat16>(plan, call, back);
-    default: return run<float16>(plan, call, back);
-  }
+  return with_type(plan.type, [&](auto type) {
+    const Pixels<decltype(type)> pixels{plan, call};
+    return in_parallel(plan.N * pixels.chunks, plan.N * plan.C * pixels.n >= SERIAL, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) back ? pixels.backward(unit) : pixels.forward(unit);
+    });
+  });
 }
 
 }  // namespace

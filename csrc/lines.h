@@ -4,15 +4,6 @@
 
 namespace everypool {
 
-constexpr int64_t LINES_SERIAL = 32768;  // elements below which threads cost more than they bring
-
-inline bool kept_as_it_is(const Axis& a) {
-  if (a.rows != 1 || a.run || a.n != a.out || a.most != 1) return false;
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.start[o] != o || a.count[o] != 1) return false;
-  return true;
-}
-
 template <class F> bool with_real(int type, const F& f) { return type == FLOAT64 ? f(double{}) : with_type(type, f); }
 
 // What is read `bytes` further on: hardware follows one stream, but not backwards beside one that is written, nor many rows.

@@ -4,14 +4,13 @@
 
 #include "each.h"
 #include "special.h"
-#include "tile.h"
+#include "work.h"
 
 namespace everypool {
 namespace {
 
-constexpr int64_t SERIAL = 32768;  // elements below which threads cost more than they bring
 constexpr int MOST_HOLDERS = 64;   // windows that hold one element
-constexpr int FLOAT_TAPS = 8;      // summed in float before they go to double
+constexpr int FLOAT_TAPS = 9;      // summed in float before they go to double
 
 // The windows of an axis that hold element i: low[i] to high[i] - 1.
 struct Holders {
@@ -72,7 +71,7 @@ template <class T> struct Pixels {
     return top;
   }
   template <int K> EP_INLINE vf mean_of(const T* x, const Box& box, Wide divisor) const {
-    if (box.d * box.h * box.w <= FLOAT_TAPS || K == 3) {
+    if (box.d * box.h * box.w <= FLOAT_TAPS) {
       vf sum{};
       walk<K>(box, [&](int64_t at, int64_t) __attribute__((always_inline)) { sum = sum + load_as(x + at); });
       const vf y = narrowed(widened(sum) / divisor);
@@ -108,6 +107,12 @@ template <class T> struct Pixels {
         }
       });
     }
+  }
+  void forward_rows(int64_t begin, int64_t end) const {
+    const int64_t h = f.axis[1].most, w = f.axis[2].most;
+    with_constant<2, 3>(h == w ? h : 0, [&](auto K) {
+      for (int64_t row = begin; row < end; ++row) forward_row<K>(row);
+    });
   }
   template <int K> EP_INLINE vf taken(const T* x, const Box& box, vi won) const {
     vf y{};
@@ -162,51 +167,21 @@ template <class T> struct Pixels {
       });
     }
   }
-
-  void rows(int64_t begin, int64_t end, const Reach* reach) const {
-    const int64_t h = f.axis[1].most, w = f.axis[2].most;
-    for (int64_t row = begin; row < end; ++row) {
-      if (reach)
-        backward_row(row, *reach);
-      else if (h == 2 && w == 2)
-        forward_row<2>(row);
-      else if (h == 3 && w == 3)
-        forward_row<3>(row);
-      else
-        forward_row<0>(row);
-    }
-  }
 };
 
-template <class T> bool run(const Plan& plan, const Call& call, bool back) {
-  using Reach = typename Pixels<T>::Reach;
-  const Axis* a = plan.folds[0].axis;
-  struct Work {
-    Pixels<T> pixels;
-    const Reach* reach;
-  };
-  const auto task = [](int64_t begin, int64_t end, void* context) {
-    const Work& w = *static_cast<Work*>(context);
-    w.pixels.rows(begin, end, w.reach);
-  };
-  const bool worth_it = plan.N * plan.C * plan.folds[0].in >= SERIAL;
-  if (back) {
-    const Reach reach{Holders(a[0]), Holders(a[1]), Holders(a[2])};
-    Work work{{plan, call}, &reach};
-    parallel(plan.N * a[0].n * a[1].n, worth_it, task, &work);
-  } else {
-    Work work{{plan, call}, nullptr};
-    parallel(plan.N * a[0].out * a[1].out, worth_it, task, &work);
-  }
-  return true;
-}
-
 bool run(const Plan& plan, const Call& call, bool back) {
-  switch (plan.type) {
-    case FLOAT32: return run<float>(plan, call, back);
-    case BFLOAT16: return run<bfloat16>(plan, call, back);
-    default: return run<float16>(plan, call, back);
-  }
+  const Axis* a = plan.folds[0].axis;
+  const bool worth_it = plan.N * plan.C * plan.folds[0].in >= SERIAL;
+  return with_type(plan.type, [&](auto type) {
+    const Pixels<decltype(type)> pixels{plan, call};
+    if (!back) {
+      return in_parallel(plan.N * a[0].out * a[1].out, worth_it, [&](int64_t begin, int64_t end) { pixels.forward_rows(begin, end); });
+    }
+    const typename Pixels<decltype(type)>::Reach reach{Holders(a[0]), Holders(a[1]), Holders(a[2])};
+    return in_parallel(plan.N * a[0].n * a[1].n, worth_it, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) pixels.backward_row(row, reach);
+    });
+  });
 }
 
 }  // namespace

@@ -14,6 +14,8 @@ enum Signed { CLAMP, ABS };                  // how a power mean makes values po
 enum Method { DIRECT, SEPARABLE };
 enum Special { GENERAL, ROWS, GLOBALS, SCANS, STRIPS, PIXELS };  // loops of their own for what is common
 
+constexpr int64_t SERIAL = 32768;  // elements below which threads cost more than they bring
+
 // One axis: window o holds start[o] + t * step, t < count[o]; a row of them per sample where samples differ.
 struct Axis {
   int64_t n = 1, out = 1, step = 1, rows = 1;
@@ -24,6 +26,8 @@ struct Axis {
   int64_t most = 1;     // elements in the largest window
   bool ordered = true;  // windows of the first row begin one after the other
 
+  bool kept() const;   // every element is a window of its own
+  bool whole() const;  // all elements are one window
   const int64_t* starts(int64_t sample) const { return start.data() + (rows > 1 ? sample * out : 0); }
   const int64_t* counts(int64_t sample) const { return count.data() + (rows > 1 ? sample * out : 0); }
   const int64_t* extents(int64_t sample) const { return extent.data() + (rows > 1 ? sample * out : 0); }

@@ -13,10 +13,7 @@ bool line_of(const Axis& a, Line& line) {
     line.kernel = a.kernel, line.stride = a.slide, line.left = a.left;
     return a.left >= 0 && a.left < a.kernel && a.kernel <= ROWS_KERNEL && a.kernel <= 2 * a.n;
   }
-  if (a.n != a.out || a.most != 1) return false;  // kept as it is?
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.start[o] != o) return false;
-  return true;
+  return a.kept();
 }
 
 }  // namespace

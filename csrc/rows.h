@@ -1,14 +1,12 @@
 // Sliding windows over planes, a vector along the row: what the forward and the backward loops share.
 #pragma once
 #include <algorithm>
-#include <atomic>
-#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "folds.h"
-#include "tile.h"
+#include "work.h"
 
 namespace everypool {
 
@@ -41,7 +39,6 @@ bool rows_winners_gradient(const Plan& plan, const Grid& grid, const Call& call)
 // What a mean is multiplied by is the product of its factors along the axes.
 std::vector<double> factors(const Plan& plan, int axis);
 
-constexpr int64_t ROWS_SERIAL = 32768;         // elements below which threads cost more than they bring
 constexpr int64_t ROWS_TILE = 16 << 10;        // bytes of rows between two steps: they stay in the first cache
 constexpr int64_t ROWS_WIDE = 1024;            // elements of a row at which it is cut into several
 constexpr int64_t ROWS_KERNEL = 512;           // largest window along an axis
@@ -54,7 +51,7 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 struct Units {
   int64_t planes, lines, parts, number;
   Units(int64_t planes_, int64_t lines_, int64_t line_size) : planes(planes_), lines(lines_) {
-    const int64_t most = std::max<int64_t>(lines * line_size / ROWS_SERIAL, 1);
+    const int64_t most = std::max<int64_t>(lines * line_size / SERIAL, 1);
     parts = planes >= ROWS_UNITS ? 1 : std::min({(ROWS_UNITS + planes - 1) / std::max<int64_t>(planes, 1), most, lines});
     number = planes * parts;
   }
@@ -62,41 +59,6 @@ struct Units {
   int64_t low(int64_t unit) const { return unit % parts * lines / parts; }
   int64_t high(int64_t unit) const { return (unit % parts + 1) * lines / parts; }
 };
-
-// f(begin, end) on torch's threads; false where there was no memory
-template <class F> bool in_parallel(int64_t number, bool worth_it, const F& f) {
-  struct Context {
-    const F& f;
-    std::atomic<bool> failed{false};
-  } context{f};
-  if (number == 0) return true;
-  parallel(
-      number, worth_it,
-      [](int64_t begin, int64_t end, void* p) {
-        Context& c = *static_cast<Context*>(p);
-        try {
-          c.f(begin, end);
-        } catch (const std::bad_alloc&) {
-          c.failed = true;
-        }
-      },
-      &context);
-  return !context.failed;
-}
-
-template <class F> bool with_type(int type, const F& f) {
-  switch (type) {
-    case FLOAT32: return f(float{});
-    case BFLOAT16: return f(bfloat16{});
-    default: return f(float16{});
-  }
-}
-
-// f with the number as a constant where it is one of N, else with 0
-template <int... N, class F> EP_INLINE void with_constant(int64_t n, const F& f) {
-  const bool found = ((n == N && (f(std::integral_constant<int, N>{}), true)) || ...);
-  if (!found) f(std::integral_constant<int, 0>{});
-}
 
 // Rows, or shifts of a row, that are folded into one: M of them in registers (what is stored could be a pointer, for all that
 // a compiler knows), or any number in memory.

@@ -278,7 +278,7 @@ template <class T> class Scatter : Back<T> {
 };
 
 template <class Way> bool back(const Grid& g, const Call& call, const Units& units) {
-  return in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) { Way(g, call, units).run(begin, end); });
+  return in_parallel(units.number, g.planes * g.in >= SERIAL, [&](int64_t begin, int64_t end) { Way(g, call, units).run(begin, end); });
 }
 
 }  // namespace

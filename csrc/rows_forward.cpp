@@ -447,7 +447,7 @@ template <class T, class Op> class Values {
 template <class T, class Op> bool values(const Plan& plan, const Grid& g, const Call& call) {
   const Units units(g.planes * g.d.out, g.h.out, g.w.n * g.h.stride * g.d.kernel);
   std::atomic<bool> declined{false};
-  const bool done = in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+  const bool done = in_parallel(units.number, g.planes * g.in >= SERIAL, [&](int64_t begin, int64_t end) {
     if (!declined && !Values<T, Op>(plan, g, call, units).run(begin, end)) declined = true;
   });
   return done && !declined;

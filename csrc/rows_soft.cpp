@@ -104,7 +104,7 @@ bool rows_soft(const Plan& plan, const Grid& g, const Call& call) {
   if (call.parameters != 1) return false;
   return with_type(plan.type, [&](auto type) {
     std::atomic<bool> declined{false};
-    const bool done = in_parallel(g.planes, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+    const bool done = in_parallel(g.planes, g.planes * g.in >= SERIAL, [&](int64_t begin, int64_t end) {
       SoftRows<decltype(type)> rows(g, call);
       for (int64_t plane = begin; plane < end && !declined; ++plane)
         if (!rows.plane(plane)) declined = true;

@@ -178,7 +178,7 @@ template <class T, class Map> void spread(const Plan& plan, const Grid& g, const
 bool rows_weighted_gradient(const Plan& plan, const Grid& g, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
-    return in_parallel(g.planes, g.planes * g.in >= ROWS_SERIAL, [&](int64_t begin, int64_t end) {
+    return in_parallel(g.planes, g.planes * g.in >= SERIAL, [&](int64_t begin, int64_t end) {
       const int p = plan.op == POWER ? whole_power(call) : 0;
       if (plan.op == MEAN)
         spread<T, MeanBack<T>>(plan, g, call, begin, end);

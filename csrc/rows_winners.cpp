@@ -280,7 +280,7 @@ bool rows_winners(const Plan& plan, const Grid& g, const Call& call) {
   const Units units(g.planes * g.d.out, g.h.out, g.w.n * g.h.stride * g.d.kernel);
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
-    return in_parallel(units.number, g.planes * g.in >= ROWS_SERIAL,
+    return in_parallel(units.number, g.planes * g.in >= SERIAL,
                        [&](int64_t begin, int64_t end) { Winners<T>(g, call, units).run(begin, end); });
   });
 }
@@ -288,7 +288,7 @@ bool rows_winners(const Plan& plan, const Grid& g, const Call& call) {
 bool rows_take(const Plan& plan, const Grid& g, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
-    return in_parallel(g.planes, g.planes * g.out >= ROWS_SERIAL, [&](int64_t begin, int64_t end) { take_planes<T>(g, call, begin, end); });
+    return in_parallel(g.planes, g.planes * g.out >= SERIAL, [&](int64_t begin, int64_t end) { take_planes<T>(g, call, begin, end); });
   });
 }
 

@@ -18,7 +18,7 @@ bool course_of(const Plan& plan, Course& course) {
   course.outer = plan.N * (plan.pixels ? 1 : plan.C);
   bool found = false;
   for (const Axis& a : plan.folds[0].axis) {
-    if (kept_as_it_is(a)) {
+    if (a.kept()) {
       (found ? course.inner : course.outer) *= a.n;
     } else {
       if (found || !runs(a)) return false;

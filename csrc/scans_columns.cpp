@@ -102,7 +102,7 @@ int64_t columns_aux_bytes(int type, const Course& course) {
 bool columns_run(const Plan& plan, const Course& course, const Call& call, Pass pass) {
   return with_real(plan.type, [&](auto t) {
     const Columns<decltype(t)> columns{course};
-    return in_parallel(columns.number, course.outer * course.n * course.inner >= LINES_SERIAL, [&](int64_t begin, int64_t end) {
+    return in_parallel(columns.number, course.outer * course.n * course.inner >= SERIAL, [&](int64_t begin, int64_t end) {
       if (course.backwards)
         columns.template pass<true>(call, pass, plan.last, begin, end);
       else

@@ -194,7 +194,7 @@ int64_t lines_aux_bytes(int type, const Course& course) {
 bool lines_run(const Plan& plan, const Course& course, const Call& call, Pass pass) {
   return with_real(plan.type, [&](auto t) {
     const Lines<decltype(t)> lines{course};
-    return in_parallel(lines.groups, course.outer * course.n >= LINES_SERIAL, [&](int64_t begin, int64_t end) {
+    return in_parallel(lines.groups, course.outer * course.n >= SERIAL, [&](int64_t begin, int64_t end) {
       if (course.backwards)
         lines.template pass<true>(call, pass, plan.last, begin, end);
       else

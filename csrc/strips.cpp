@@ -6,8 +6,6 @@
 namespace everypool {
 namespace {
 
-bool whole(const Axis& a) { return a.rows == 1 && !a.run && a.out == 1 && a.n > 1 && a.count[0] == a.n; }
-
 bool map_of(const Plan& plan, Map& map) {
   map.planes = plan.N * plan.C;
   for (size_t i = 0; i < plan.folds.size(); ++i) {
@@ -15,8 +13,8 @@ bool map_of(const Plan& plan, Map& map) {
     for (int a = 0; a < 3; ++a) {
       const Axis& axis = plan.folds[i].axis[a];
       map.n[a] = axis.n;
-      if (kept_as_it_is(axis)) continue;
-      if (along >= 0 || !whole(axis)) return false;
+      if (axis.kept()) continue;
+      if (along >= 0 || axis.n == 1 || !axis.whole()) return false;
       along = a;
     }
     if (along < 0 || map.fold[along] >= 0) return false;

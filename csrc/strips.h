@@ -19,7 +19,7 @@ template <int LINES> using Which = std::integral_constant<int, LINES>;
 
 // make(Which<...>{}).plane(number) for all planes
 template <class F> bool each_plane(const Map& map, const F& make) {
-  const bool worth_it = map.planes * map.n[DEPTH] * map.n[HEIGHT] * map.n[WIDTH] >= LINES_SERIAL;
+  const bool worth_it = map.planes * map.n[DEPTH] * map.n[HEIGHT] * map.n[WIDTH] >= SERIAL;
   return in_parallel(map.planes, worth_it, [&](int64_t begin, int64_t end) {
     const auto planes = [&](auto lines) {
       auto loops = make(lines);

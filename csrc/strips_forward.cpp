@@ -7,22 +7,8 @@ namespace {
 
 // ---- states: what is known of the lines met so far. `see` takes element number `i` of each lane's line. ------------------
 
-// Lane i of the result is the sum of the lanes of rows[i].
-template <int S = 1> EP_INLINE vd transposed_sum(vd* rows) {
-  if constexpr (S == LD) {
-    return rows[0];
-  } else {
-    for (int i = 0; i < LD; i += 2 * S) {
-      exchange<S>(rows[i], rows[i + S], std::make_integer_sequence<int, LD>{});
-      rows[i] = rows[i] + rows[i + S];
-    }
-    return transposed_sum<2 * S>(rows);
-  }
-}
 EP_INLINE Wide joined_sums(vd* rows, float) { return {transposed_sum(rows), transposed_sum(rows + LD)}; }
 EP_INLINE vd joined_sums(vd* rows, double) { return transposed_sum(rows); }
-EP_INLINE vd halves(Wide w) { return w.lo + w.hi; }
-EP_INLINE vd halves(vd w) { return w; }
 
 template <class C> struct Total {
   using V = typename Lane<C>::V;

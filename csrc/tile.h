@@ -140,6 +140,21 @@ EP_INLINE void transpose(vf* rows) { transpose_steps<1, LF>(rows); }
 EP_INLINE void transpose(vd* rows) { transpose_steps<1, LD>(rows); }
 EP_INLINE void transpose(vl* rows) { transpose_steps<1, LD>(rows); }
 
+// Lane i of the result is the sum of the lanes of rows[i].
+template <int S = 1> EP_INLINE vd transposed_sum(vd* rows) {
+  if constexpr (S == LD) {
+    return rows[0];
+  } else {
+    for (int i = 0; i < LD; i += 2 * S) {
+      exchange<S>(rows[i], rows[i + S], std::make_integer_sequence<int, LD>{});
+      rows[i] = rows[i] + rows[i + S];
+    }
+    return transposed_sum<2 * S>(rows);
+  }
+}
+EP_INLINE vd halves(Wide w) { return w.lo + w.hi; }
+EP_INLINE vd halves(vd w) { return w; }
+
 // `count` elements of each of L planes, from `offset` on, into a tile.
 template <class T> void gather_tile(const T* const* planes, int64_t offset, int64_t count, Compute<T>* tile) {
   using C = Compute<T>;
