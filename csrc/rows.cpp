@@ -33,16 +33,19 @@ bool grid_of(const Plan& plan, Grid& grid) {
 namespace {
 
 constexpr int64_t FLAT_KERNEL = 16;  // along an axis: sums are in float
+constexpr int64_t FLAT_BLOCKS = 128; // the same where blocks of sums are added
 constexpr int64_t BYTE = 256;        // taps that a byte tells apart
 
 // Windows over planes, not volumes, and not too large.
-bool flat(const Grid& g) { return g.d.n == 1 && g.d.kernel == 1 && g.h.kernel <= FLAT_KERNEL && g.w.kernel <= FLAT_KERNEL; }
+bool flat(const Grid& g, int64_t most = FLAT_KERNEL) {
+  return g.d.n == 1 && g.d.kernel == 1 && g.h.kernel <= most && g.w.kernel <= most;
+}
 
 // Values and gradients of weighted windows; what these loops decline, the general ones do.
 bool weighted_forward(const Plan& plan, const Call& call) {
   Grid grid;
   grid_of(plan, grid);
-  if (plan.op == SOFT ? rows_soft(plan, grid, call) : rows_powers(plan, grid, call)) {
+  if (plan.op == POWER ? rows_powers(plan, grid, call) : call.parameters == 1 && (by_blocks(SOFT, grid) ? rows_blocks : rows_soft)(plan, grid, call)) {
     if (call.save) general_flag(call) = 0;
     return true;
   }
@@ -89,6 +92,7 @@ bool rows_suits(const Plan& plan, bool training) {
   Grid g;
   if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
   if (g.h.out == 1 && g.w.out == 1) return false;   // one window
+  if (plan.op == SOFT && !training && by_blocks(SOFT, g)) return flat(g, FLAT_BLOCKS);
   if (plan.op == SOFT || plan.op == POWER) return flat(g);
   if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew
   return !training || (plan.op == MAX ? g.d.kernel * g.h.kernel * g.w.kernel <= BYTE : flat(g));
@@ -103,7 +107,9 @@ bool rows_forward(const Plan& plan, const Call& call) {
   if (plan.op == SOFT || plan.op == POWER) return weighted_forward(plan, call);
   Grid grid;
   grid_of(plan, grid);
-  return call.take ? rows_take(plan, grid, call) : call.save ? rows_winners(plan, grid, call) : rows_values(plan, grid, call);
+  if (call.take) return rows_take(plan, grid, call);
+  if (call.save && plan.op == MAX) return rows_winners(plan, grid, call);
+  return by_blocks(plan.op, grid) ? rows_blocks(plan, grid, call) : rows_values(plan, grid, call);
 }
 
 bool rows_backward(const Plan& plan, const Call& call) {

@@ -31,7 +31,10 @@ struct Grid {
 // false: not what these loops do
 bool grid_of(const Plan& plan, Grid& grid);
 
+bool by_blocks(int op, const Grid& grid);  // whether rows_blocks is the best forward of a reducer
+
 bool rows_values(const Plan& plan, const Grid& grid, const Call& call);    // forward
+bool rows_blocks(const Plan& plan, const Grid& grid, const Call& call);    // forward of windows that overlap; false: not these values
 bool rows_winners(const Plan& plan, const Grid& grid, const Call& call);   // forward of a maximum that keeps what has won
 bool rows_take(const Plan& plan, const Grid& grid, const Call& call);      // the elements that have won
 bool rows_winners_gradient(const Plan& plan, const Grid& grid, const Call& call);

@@ -1,4 +1,4 @@
-// Softmax-weighted windows along rows: every element's weight is computed once, around one value per plane.
+// Softmax-weighted windows that share no rows: every element's weight is computed once, around one value per plane.
 #include "rows_weights.h"
 
 namespace everypool {
@@ -8,11 +8,10 @@ namespace {
 template <class T> class SoftRows {
  public:
   SoftRows(const Grid& grid, const Call& call)
-      : g_(grid), call_(call), beta_((float)*call.parameter), apart_(grid.h.stride >= grid.h.kernel) {
+      : g_(grid), call_(call), beta_((float)*call.parameter) {
     lead_ = round_up(g_.w.left, LF);
     pitch_ = round_up(lead_ + std::max(g_.w.n, (g_.w.out + LF) * g_.w.stride + g_.w.kernel), LF) + LF;
     sums_.assign(2 * pitch_, 0.0f);
-    if (!apart_) rows_.assign(g_.h.kernel * 2 * pitch_, 0.0f);
   }
   // false: these values need windows with a reference of their own
   bool plane(int64_t number) {
@@ -20,15 +19,8 @@ template <class T> class SoftRows {
     if (!around_.find(x, g_.in, beta_)) return false;
     T* y = static_cast<T*>(call_.y[0]) + number * g_.out;
     float* kept = call_.save ? kept_of(call_) + number * g_.out : nullptr;
-    int64_t mapped = 0;
     for (int64_t h = 0; h < g_.h.out; ++h) {
-      const int64_t first = g_.h.first(h), end = g_.h.end(h);
-      if (apart_) {
-        for (int64_t r = first; r < end; ++r) map_row(x + r * g_.w.n, sums_.data(), r > first);
-      } else {
-        for (mapped = std::max(mapped, first); mapped < end; ++mapped) map_row(x + mapped * g_.w.n, row(mapped), false);
-        add_rows(first, end);
-      }
+      for (int64_t r = g_.h.first(h); r < g_.h.end(h); ++r) map_row(x + r * g_.w.n, sums_.data(), r > g_.h.first(h));
       with_constant<1, 2, 3>(g_.w.stride, [&](auto S) {
         with_constant<2, 3>(g_.w.kernel, [&](auto K) { finish_row<S, K>(y + h * g_.w.out, kept ? kept + h * g_.w.out : nullptr); });
       });
@@ -40,12 +32,9 @@ template <class T> class SoftRows {
   const Grid& g_;
   const Call& call_;
   const float beta_;
-  const bool apart_;  // no row belongs to two windows
   int64_t lead_, pitch_;
-  std::vector<float> sums_, rows_;
+  std::vector<float> sums_;
   Around around_;
-
-  float* row(int64_t r) { return rows_.data() + r % g_.h.kernel * 2 * pitch_; }
 
   // the weights of a row's elements, and the weighted elements, in place or on top of what is there
   void map_row(const T* x, float* to, bool add) {
@@ -62,13 +51,6 @@ template <class T> class SoftRows {
     if (j == n) return;
     put(j, load_part(x + j, n - j));
     for (int k = 0; k < 2; ++k) storeu(to + k * pitch_ + n, vf{});
-  }
-  void add_rows(int64_t first, int64_t end) {
-    for (int64_t j = 0; j < 2 * pitch_; j += LF) {
-      vf sum = loadu<vf>(row(first) + j);
-      for (int64_t r = first + 1; r < end; ++r) sum = sum + loadu<vf>(row(r) + j);
-      storeu(sums_.data() + j, sum);
-    }
   }
   template <int S, int K> EP_INLINE vf window(const float* p) const {
     if constexpr (S > 1 && S == K) {
