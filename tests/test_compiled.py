@@ -330,6 +330,45 @@ def test_large_maps_equal_the_definition(reducer: str, masked: bool, calls: Call
         compare(parse(reducer), case, calls)
 
 
+# No gradient is asked for: blocks of prefixes and suffixes, whose edges these windows meet in every way
+OVERLAPPING: list[tuple[tuple[int, ...], Windows]] = [
+    ((20, 23), Sliding(5, 1, 2)),
+    ((41, 30), Sliding(9, 2, 4, 1, True)),
+    ((50, 47), Sliding(33, 1, 16)),
+    ((64, 40), Sliding(65, 1, 32)),
+    ((70, 33), Sliding((65, 5), (4, 1), (30, 0))),
+    ((33, 90), Sliding((1, 65), (1, 3), (0, 32))),
+    ((90, 9), Sliding((65, 1), (7, 1), (11, 0))),
+    ((13, 2300), Sliding((7, 40), (1, 3), (3, 20))),
+    ((3000,), Sliding(100, 1, 50)),
+    ((57,), Sliding(20, 19, 3)),
+]
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["finite", "special"])
+@pytest.mark.parametrize("reducer", ["max", "avg", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_overlapping_windows_equal_the_definition(dtype: torch.dtype, reducer: str, special: bool, calls: Calls) -> None:
+    for spatial, windows in OVERLAPPING:
+        for shape in ((1, 2, *spatial), (3, 5, *spatial)):
+            x = values(random.Random(len(spatial)), shape, dtype, False)
+            if special:
+                x.view(-1)[::971] = float("nan")
+                x.view(-1)[::1013] = float("-inf")
+            label = f"{reducer} {windows} of {shape} {dtype}"
+            before = calls.forward + calls.left
+            with forced("cpu"):
+                y = pool(x, reducer, windows)
+            assert calls.forward + calls.left > before, label
+            with forced("eager"):
+                wanted = pool(x.double(), reducer, windows)
+            assert torch.equal(y.isnan(), wanted.isnan()), label
+            assert torch.equal(y.isinf(), wanted.isinf()), label
+            finite = wanted.isfinite()
+            close(y[finite], wanted[finite], label, 2.3)
+    assert special or calls.left == 0
+
+
 LEARNED = [("gem", "p", 2.7), ("lp", "p", 1.6), ("soft", "beta", 1.5), ("logsumexp", "r", 2.0)]
 
 
