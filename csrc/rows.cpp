@@ -41,6 +41,12 @@ bool flat(const Grid& g, int64_t most = FLAT_KERNEL) {
   return g.d.n == 1 && g.d.kernel == 1 && g.h.kernel <= most && g.w.kernel <= most;
 }
 
+// Rows of windows that fill no vector, where a vector across planes is the better one.
+bool narrow(const Plan& plan, const Grid& g, bool training) {
+  const int64_t kernel = plan.op == SOFT && !training ? g.w.stride + 1 : 2 * g.w.stride;  // or weights are computed again for every window
+  return g.w.out < LF && plan.N * plan.C >= LF && (g.w.kernel < kernel || g.w.n <= LF);
+}
+
 // Values and gradients of weighted windows; what these loops decline, the general ones do.
 bool weighted_forward(const Plan& plan, const Call& call) {
   Grid grid;
@@ -92,6 +98,7 @@ bool rows_suits(const Plan& plan, bool training) {
   Grid g;
   if (!types || !ops || plan.pixels || plan.mask_channels > 0 || !grid_of(plan, g)) return false;
   if (g.h.out == 1 && g.w.out == 1) return false;   // one window
+  if (narrow(plan, g, training)) return false;
   if (plan.op == SOFT && !training && by_blocks(SOFT, g)) return flat(g, FLAT_BLOCKS);
   if (plan.op == SOFT || plan.op == POWER) return flat(g);
   if (g.d.kernel * g.h.kernel > 64 && g.d.kernel > 1) return false;  // every row of a box is read anew

@@ -44,6 +44,7 @@ TYPES = {
 }
 OPS = {"max": 0, "mean": 1, "power": 2, "soft": 3, "logsumexp": 4, "centre": 0}
 PLAIN = ("max", "mean", "centre")  # their gradients need no values
+NO_MEMORY = "the gradient of a linear reducer needs nothing but memory, and there was none"
 NEAR_ZERO = 1e-2  # parameters below need the series of the definition
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -126,6 +127,14 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 
 
+Place = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a tensor to be made
+
+
+def place(shape: tuple[int, ...], pixels: bool) -> Place:
+    contiguous = LAST[len(shape)] if pixels else torch.contiguous_format
+    return shape, torch.empty(shape, device="meta", memory_format=contiguous).stride()
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """One reducer over some layouts of one shape and type, ready to run."""
@@ -137,17 +146,15 @@ class Plan:
     dtype: torch.dtype
     pixels: bool  # channels lie side by side
     shape: tuple[int, ...]
-    outs: tuple[tuple[int, ...], ...]
+    place: Place  # of the gradient
+    outs: tuple[Place, ...]
     kept: tuple[int, ...]  # bytes to keep for the gradient, per layout
     bands: int
     by_axis: bool  # folded axis by axis instead of element by element
     linear: bool  # one layout, only its values are asked for, and a gradient needs none of them
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        dtype = self.dtype if dtype is None else dtype
-        if self.pixels:
-            return torch.empty(shape, dtype=dtype, memory_format=LAST[len(shape)])
-        return torch.empty(shape, dtype=dtype)
+    def empty(self, place: Place) -> Tensor:
+        return torch.empty_strided(*place, dtype=self.dtype)
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory layout of this plan."""
@@ -202,9 +209,9 @@ def make_plan(
     kept, bands, by_axis = module.describe(handle)
     bands = module.describe(back)[1]
     linear = len(layouts) == 1 and not recipe.index and recipe.op in PLAIN and dtype is not torch.bool
-    outs = tuple((*shape[:2], *layout.out) for layout in layouts)
+    outs = tuple(place((*shape[:2], *layout.out), pixels) for layout in layouts)
     kept = (0,) * len(layouts) if recipe.op == "centre" else kept
-    return Plan(recipe, module, handle, back, dtype, pixels, shape, outs, kept, bands, bool(by_axis), linear)
+    return Plan(recipe, module, handle, back, dtype, pixels, shape, place(shape, pixels), outs, kept, bands, bool(by_axis), linear)
 
 
 def _axes(layout: Layout, recipe: Recipe, batch: int, tables: list[Tensor]) -> list[int]:
@@ -276,8 +283,8 @@ class Fold:
         x = plan.laid_out(x)
         parameter = self.parameter
         learns = torch.is_grad_enabled() and (x.requires_grad or (isinstance(parameter, Tensor) and parameter.requires_grad))
-        ys = [plan.empty(shape) for shape in plan.outs]
-        positions = [torch.empty(shape, dtype=torch.int64) for shape in plan.outs] if recipe.index else []
+        ys = [plan.empty(out) for out in plan.outs]
+        positions = [torch.empty(shape, dtype=torch.int64) for shape, _ in plan.outs] if recipe.index else []
         kept = [torch.empty(n, dtype=torch.uint8) if learns and n else None for n in plan.kept]
         if not self._call(x, 1 if learns and recipe.op not in ("mean", "centre") else 0, ys, kept, positions):
             return None
@@ -329,7 +336,7 @@ class Fold:
     ) -> tuple[Tensor, Tensor | None] | None:
         """Gradients of the input and of the parameter's values; None where the definition must do it."""
         plan, values, mask = self.plan, self.values, self.mask
-        dx = plan.empty(plan.shape)
+        dx = plan.empty(plan.place)
         slopes = torch.zeros((plan.bands, plan.shape[0], plan.shape[1]), dtype=torch.float64) if slope else None
         addresses: list[int] = []
         held = [plan.laid_out(g) for g in grads]
@@ -351,7 +358,7 @@ class Fold:
 
     def again(self, x: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A reducer that is linear once its maxima are known, of other values: of those at the same places."""
-        ys = [self.plan.empty(shape) for shape in self.plan.outs]
+        ys = [self.plan.empty(out) for out in self.plan.outs]
         self._call(self.plan.laid_out(x), 2 if self.plan.recipe.op == "max" else 0, ys, kept, [])
         return tuple(ys)
 
@@ -416,7 +423,7 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, fold: Fold) -> Tensor:
         plan = fold.plan
         x, y = plan.laid_out(x), plan.empty(plan.outs[0])
-        kept = torch.empty(plan.kept[0], dtype=torch.uint8) if plan.kept[0] else None
+        kept = torch.empty_strided((plan.kept[0],), (1,), dtype=torch.uint8) if plan.kept[0] else None
         what, to = (0, 0) if kept is None else (1, kept.data_ptr())
         plan.library.forward(plan.handle, x.data_ptr(), 0, 0, 0, what, 0, y.data_ptr(), to, 0)
         ctx.fold = fold
@@ -427,7 +434,14 @@ class _Linear(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         if torch.is_grad_enabled():
             return _Back.apply(ctx.fold, ctx.saved_tensors, grad), None
-        return _linear(ctx.fold, ctx.saved_tensors, (grad,)), None
+        fold: Fold = ctx.fold
+        plan = fold.plan
+        (kept,) = ctx.saved_tensors
+        grad, dx = plan.laid_out(grad), plan.empty(plan.place)
+        to, from_ = dx.data_ptr(), 0 if kept is None else kept.data_ptr()
+        if not plan.library.backward(plan.back, to, 0, 0, 0, to, 0, grad.data_ptr(), from_, 0):
+            raise MemoryError(NO_MEMORY)
+        return dx, None
 
 
 # `Function.apply` without its search for torch.func's wrappers, a third of its time: `suits` has seen that there are none
@@ -437,7 +451,7 @@ _attach: Callable[[Tensor, Fold], Tensor] = super(Function, _Linear).apply
 def _linear(fold: Fold, kept: Sequence[Tensor | None], grads: Sequence[Tensor]) -> Tensor:
     found = fold.gradient(None, kept, grads, False)
     if found is None:
-        raise RuntimeError("the gradient of a linear reducer needs nothing but memory, and there was none")
+        raise MemoryError(NO_MEMORY)
     return found[0]
 
 
