@@ -8,7 +8,7 @@ struct Largest {
   using E = float;
   using V = vf;
   using Part = vf;  // a vector of E
-  static constexpr bool mean = false, power = false;
+  static constexpr bool mean = false, power = false, few = false;
   static E neutral() { return lowest<float>(); }
   static EP_INLINE V lift(vf x) { return x; }
   EP_INLINE V map(vf x) const { return x; }
@@ -23,7 +23,7 @@ struct Total {
   using E = double;
   using V = Wide;
   using Part = vd;
-  static constexpr bool mean = true, power = false;
+  static constexpr bool mean = true, power = false, few = false;
   typedef float Half __attribute__((vector_size(EP_BYTES / 2)));
   static E neutral() { return 0; }
   static EP_INLINE V lift(vf x) { return widened(x); }
@@ -40,6 +40,23 @@ struct Total {
     const int64_t s = S == 0 ? stride : S;
     return {strided<S, vd>(p, stride), strided<S, vd>(p + s * LD, stride)};
   }
+};
+
+// Sums of so few elements that float holds them well enough, unless it overflows.
+struct FewTotal {
+  using E = float;
+  using V = vf;
+  using Part = vf;
+  static constexpr bool mean = true, power = false, few = true;
+  static E neutral() { return 0; }
+  static EP_INLINE V lift(vf x) { return x; }
+  EP_INLINE V map(vf x) const { return x; }
+  template <class T> EP_INLINE V read(const T* p) const { return load_as(p); }
+  static EP_INLINE V load(const E* p) { return loadu<vf>(p); }
+  static EP_INLINE void store(E* p, V v) { storeu(p, v); }
+  static EP_INLINE V merge(V a, V b) { return a + b; }
+  static EP_INLINE vf finish(V v, const E* scale) { return v * load(scale); }
+  template <int S> static EP_INLINE V every(const E* p, int64_t stride) { return strided<S, vf>(p, stride); }
 };
 
 // Sums of powers in double: they neither overflow nor vanish for what float holds.
@@ -67,15 +84,16 @@ template <int S> EP_INLINE vf merge_groups(const vf* v, Largest) {
     return S == 3 ? largest(two, phase<S - 1, S>(v)) : two;
   }
 }
-template <int S> EP_INLINE vd sum_groups(const vd* v) {
+template <int S, class P> EP_INLINE P sum_groups(const P* v) {
   if constexpr (S == 4) {
-    const vd half[2] = {sum_groups<2>(v), sum_groups<2>(v + 2)};
+    const P half[2] = {sum_groups<2>(v), sum_groups<2>(v + 2)};
     return sum_groups<2>(half);
   } else {
-    const vd two = phase<0, S>(v) + phase<1, S>(v);
+    const P two = phase<0, S>(v) + phase<1, S>(v);
     return S == 3 ? two + phase<S - 1, S>(v) : two;
   }
 }
+template <int S> EP_INLINE vf merge_groups(const vf* v, FewTotal) { return sum_groups<S>(v); }
 template <int S> EP_INLINE Wide merge_groups(const Wide* v, Total) {
   vd part[2 * S];
   for (int i = 0; i < S; ++i) part[2 * i] = v[i].lo, part[2 * i + 1] = v[i].hi;
@@ -86,6 +104,7 @@ constexpr int MOST_TAPS = 96;
 constexpr float LEAST = 1e-12f, MOST = 1e15f;  // power means beyond that have a gradient that float cannot hold on the way
 constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
 constexpr int DIRECT_TAPS = 8;   // of a sum
+constexpr int FLOAT_TAPS = 9;    // summed in float
 
 // the taps' vectors, element by element
 template <class Op> void merge_flat(const typename Op::E* const* taps, int m, int64_t count, typename Op::E* to) {
@@ -113,7 +132,7 @@ int few_taps(Largest, float* tile, float*, int64_t extent, int64_t unit, int64_t
     width = next;
   }
 }
-int few_taps(Total, double* tile, double* spare, int64_t extent, int64_t unit, int64_t kernel, const double** tap) {
+template <class Sum, class E> int few_taps(Sum, E* tile, E* spare, int64_t extent, int64_t unit, int64_t kernel, const E** tap) {
   int64_t width = 1;  // spare: sums of `width` elements
   if (kernel > DIRECT_TAPS)
     for (int64_t w = 2; w < kernel; ++w)
@@ -122,7 +141,7 @@ int few_taps(Total, double* tile, double* spare, int64_t extent, int64_t unit, i
   int m = 0;
   if (width > 1) {
     for (int64_t j = 0; j < width; ++j) tap[j] = tile + unit * j;
-    merge_flat<Total>(tap, (int)width, extent - unit * (width - 1), spare);
+    merge_flat<Sum>(tap, (int)width, extent - unit * (width - 1), spare);
     for (; done + width <= kernel; done += width) tap[m++] = spare + unit * done;
   }
   for (; done < kernel; ++done) tap[m++] = tile + unit * done;
@@ -209,7 +228,7 @@ template <class T, class Op> class Values {
       for (int64_t h = low; h < high; h += lines_)
         for (int64_t c = 0; c < g_.w.out; c += columns_) fold_tile(h, std::min(h + lines_, high), c, std::min(c + columns_, g_.w.out), high);
     }
-    if (!Op::mean && any(nan_)) define(low, high);
+    if (Op::few ? any(nan_) : !Op::mean && any(nan_)) define(low, high);
   }
 
   // ---- rows into one another ----------------------------------------------------------------------------------------------
@@ -359,8 +378,10 @@ template <class T, class Op> class Values {
   EP_INLINE void put(T* y, V v, const E* scale, int64_t number = LF, int64_t meant = LF) {
     const vf result = Op::finish(v, scale);
     number == LF ? store_as(y, result) : store_part(y, result, number);
+    if constexpr (!Op::few && !Op::power) return;
+    const vi there = std::min(number, meant) >= LF ? splat<vi>(-1) : until(std::min(number, meant));
+    if constexpr (Op::few) nan_ |= infinite(result) & there;
     if constexpr (Op::power) {
-      const vi there = std::min(number, meant) >= LF ? splat<vi>(-1) : until(std::min(number, meant));
       bad_ |= (kept_ ? (vi)(result != 0) & ~((vi)(result > LEAST) & (vi)(result < MOST)) : infinite(result)) & there;
       if (kept_) number == LF ? storeu(kept_ + (y - y_), result) : store_part(kept_ + (y - y_), result, number);
     }
@@ -423,7 +444,7 @@ template <class T, class Op> class Values {
     return std::min(high, (g_.h.n + g_.h.left - g_.h.kernel) / g_.h.stride + 1);
   }
 
-  // ---- where there is NaN: element by element -----------------------------------------------------------------------------
+  // ---- where there is NaN, or a sum that float does not hold: element by element ---------------------------------------------
 
   void define(int64_t low, int64_t high) {
     const T* row[64];
@@ -433,12 +454,13 @@ template <class T, class Op> class Values {
       const int m = rows_of(h, 0, rows);
       for (int64_t o = 0; o < g_.w.out; ++o) {
         float most = lowest<float>();
+        double sum = 0;
         for (int r = 0; r < m; ++r)
           for (int64_t c = g_.w.first(o); c < g_.w.end(o); ++c) {
             const float v = value(rows[r] + c);
-            most = v > most || v != v ? v : most;
+            most = v > most || v != v ? v : most, sum += v;
           }
-        store_part(out_ + h * g_.w.out + o, splat<vf>(most), 1);
+        store_part(out_ + h * g_.w.out + o, splat<vf>(Op::mean ? (float)(sum * by_[0][d_] * by_[1][h] * by_[2][o]) : most), 1);
       }
     }
   }
@@ -458,7 +480,9 @@ template <class T, class Op> bool values(const Plan& plan, const Grid& g, const 
 bool rows_values(const Plan& plan, const Grid& grid, const Call& call) {
   return with_type(plan.type, [&](auto type) {
     using T = decltype(type);
-    return plan.op == MAX ? values<T, Largest>(plan, grid, call) : values<T, Total>(plan, grid, call);
+    if (plan.op == MAX) return values<T, Largest>(plan, grid, call);
+    const bool few = grid.d.kernel * grid.h.kernel * grid.w.kernel <= FLOAT_TAPS;
+    return few ? values<T, FewTotal>(plan, grid, call) : values<T, Total>(plan, grid, call);
   });
 }
 
