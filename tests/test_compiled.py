@@ -473,6 +473,15 @@ print(choose().name)
     assert "compiled" in python(code, EVERYPOOL_IMPL="cpu").stderr
 
 
+def test_named_loops_never_fall_back_silently(calls: Calls) -> None:
+    x = torch.rand(1, 2, 6, 6)
+    with forced("cpu"):
+        with pytest.raises(NotImplementedError, match="`EVERYPOOL_IMPL` must be .* got 'cpu': .*"):
+            everypool.median_pool(x, 3)
+        assert everypool.max_pool(x[:0], 3).shape == (0, 2, 2, 2)
+    assert everypool.median_pool(x, 3).shape == (1, 2, 2, 2)
+
+
 def test_a_wrong_instruction_set_is_an_error() -> None:
     result = python("import everypool", EVERYPOOL_ISA="avx3")
     assert result.returncode == 1

@@ -377,14 +377,19 @@ def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tu
 
 def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     """`defined` by the compiled loops, where they can."""
-    if choose().name == "eager" or not cpu.suits(x):
+    choice = choose()
+    if choice.name == "eager" or not cpu.suits(x):
         return None
     mask = None if folds.mask is folds.own else folds.mask
     channels = 0 if mask is None else mask.shape[1]
     recipe = reducer.recipe()
     try:
         plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, cpu.in_pixels(x), channels)
-    except cpu.Unsupported:
+    except cpu.Unsupported as error:
+        if choice.named and x.numel() > 0:
+            raise NotImplementedError(
+                f"`EVERYPOOL_IMPL` must be an implementation that does this, got {choice.name!r}: {error}"
+            ) from error
         return None
     fold = cpu.Fold(
         plan,

@@ -23,6 +23,7 @@ class Choice:
     name: str
     reason: str
     rejected: tuple[tuple[str, str], ...]
+    named: bool = False  # by the caller or the environment: what it cannot do is an error
 
 
 def choose() -> Choice:
@@ -49,7 +50,7 @@ def _forced(name: str, reason: str) -> Choice:
     check.choice(VARIABLE, name, IMPLEMENTATIONS)
     if name == "triton" or (name == "cpu" and library() is None):
         raise NotImplementedError(f"`{VARIABLE}` must be an implementation that is installed, got {name!r}: {_WHY[name]}")
-    return Choice(name, reason, tuple((other, reason) for other in IMPLEMENTATIONS if other != name))
+    return Choice(name, reason, tuple((other, reason) for other in IMPLEMENTATIONS if other != name), True)
 
 
 def _default() -> Choice:
