@@ -6,7 +6,7 @@
 #include <new>
 #include <stdexcept>
 
-#include "plan.h"
+#include "corners.h"
 #include "vec.h"
 
 #ifndef EP_MODULE
@@ -141,6 +141,50 @@ PyObject* run_forward(PyObject*, PyObject* const* args, Py_ssize_t count) { retu
 // backward(plan, x, mask, parameter, parameters, dx, dparameter, grad, aux, 0, ...)
 PyObject* run_backward(PyObject*, PyObject* const* args, Py_ssize_t count) { return run(args, count, true); }
 
+// corner(plan, plan, what, x, other, y, second, aux), what: 0 pool, 1 keep aux, 2 take what won, 3 gradient: of x, into y and second
+PyObject* run_corner(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 8) {
+    PyErr_SetString(PyExc_TypeError, "corner takes two plans and six ints");
+    return nullptr;
+  }
+  const Plan *a = plan_of(args[0]), *b = plan_of(args[1]);
+  if (!a || !b) return nullptr;
+  int64_t v[6];
+  for (int i = 0; i < 6; ++i)
+    if (!to_int(args[2 + i], v[i])) return nullptr;
+  CornerCall call;
+  call.save = v[0] == 1, call.take = v[0] == 2, call.back = v[0] == 3;
+  call.x[0] = reinterpret_cast<const void*>(v[1]), call.x[1] = reinterpret_cast<const void*>(v[2]);
+  call.y[0] = reinterpret_cast<void*>(v[3]), call.y[1] = reinterpret_cast<void*>(v[4]);
+  call.aux = v[0] ? reinterpret_cast<uint8_t*>(v[5]) : nullptr;
+  if (v[0] < 0 || v[0] > 3 || !call.x[0] || !call.y[0] || !(call.back ? call.y[1] != nullptr : call.x[1] != nullptr) || (v[0] && !call.aux) ||
+      corners_aux_bytes(*a, *b) < 0) {
+    PyErr_SetString(PyExc_ValueError, "a corner must be two running maxima, and every address that it needs must be given");
+    return nullptr;
+  }
+  return guarded([&]() -> PyObject* {
+    bool done = false;
+    PyThreadState* state = PyEval_SaveThread();
+    try {
+      done = corners_run(*a, *b, call);
+    } catch (...) {
+      PyEval_RestoreThread(state);
+      throw;
+    }
+    PyEval_RestoreThread(state);
+    return PyBool_FromLong(done);
+  });
+}
+
+// bytes to keep for the gradient of a corner of two plans; -1 where they are none
+PyObject* corner_bytes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  const Plan* a = count == 2 ? plan_of(args[0]) : nullptr;
+  const Plan* b = a ? plan_of(args[1]) : nullptr;
+  if (b) return PyLong_FromLongLong(corners_aux_bytes(*a, *b));
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "corner_bytes takes two plans");
+  return nullptr;
+}
+
 PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
   int64_t v[4];
   if (count != 4) {
@@ -183,6 +227,8 @@ PyMethodDef methods[] = {
     {"describe", describe, METH_O, "(bytes to keep per fold, bands, method) of a plan."},
     {"forward", function(run_forward), METH_FASTCALL, "Pool; False where the definition itself is needed."},
     {"backward", function(run_backward), METH_FASTCALL, "The gradient; False where the definition itself is needed."},
+    {"corner", function(run_corner), METH_FASTCALL, "Two running maxima, added, or their gradient; False where memory was short."},
+    {"corner_bytes", function(corner_bytes), METH_FASTCALL, "Bytes to keep for a corner's gradient; -1: the plans make none."},
     {"stream", function(run_stream), METH_FASTCALL, "Read and write so many bytes: the floor of any pooling."},
     {"supports", supports, METH_O, "Whether this machine has an instruction set."},
     {"use_threads", use_threads, METH_O, "Address of the function that runs a loop on torch's threads; 0 for none."},

@@ -43,6 +43,10 @@ bool run(const Plan& plan, const Call& call, Pass pass) {
 
 }  // namespace
 
+bool scan_of(const Plan& plan, Course& course) {
+  return plan.special == SCANS && plan.special_training == SCANS && course_of(plan, course);
+}
+
 bool scans_suits(const Plan& plan, bool) {
   Course course;
   if (plan.op != MAX || plan.index != NO_INDEX || plan.mask_channels > 0 || plan.type >= INT8 || !course_of(plan, course)) return false;

@@ -78,6 +78,9 @@ template <class C> EP_INLINE typename Lane<C>::V collected(typename Lane<C>::V g
 
 enum Pass { VALUES, WINNERS, TAKE, GRADIENT };
 
+// false: the plan is none of these loops'
+bool scan_of(const Plan& plan, Course& course);
+
 // inner > 1: a vector of columns at a time
 int64_t columns_aux_bytes(int type, const Course& course);
 bool columns_run(const Plan& plan, const Course& course, const Call& call, Pass pass);

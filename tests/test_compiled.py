@@ -369,6 +369,37 @@ def test_overlapping_windows_equal_the_definition(dtype: torch.dtype, reducer: s
     assert special or calls.left == 0
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["one map", "two maps"])
+@pytest.mark.parametrize("ties", ["first", "last"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_corners_equal_the_definition(dtype: torch.dtype, ties: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both running maxima in one call: the sum, its gradients, and theirs."""
+    library: Any = cpu.library()
+    original, ran = library.corner, []
+    monkeypatch.setattr(library, "corner", lambda *arguments: ran.append(arguments[2]) or original(*arguments))
+    rng = random.Random(f"{dtype} {ties} {shared}")
+    for corner, shape in (("top_left", (2, 3, 9, 8)), ("bottom_right", (1, 9, 40, 33)), ("top_left", (1, 2, 300, 210))):
+        maps = [values(rng, shape, dtype, False).requires_grad_() for _ in range(1 if shared else 2)]
+        flow = values(rng, shape, dtype, False).requires_grad_()
+        weights = torch.arange(flow.numel()).view(shape) % 5 - 2.0
+        found = []
+        for impl in ("cpu", "eager"):
+            exact = torch.float64 if impl == "eager" else dtype
+            mine = [x.detach().to(exact).requires_grad_() for x in maps]
+            grad = flow.detach().to(exact).requires_grad_()
+            with forced(impl):
+                y = everypool.corner_pool(mine[0], corner, other=None if shared else mine[1], ties=ties)
+                first = torch.autograd.grad(y, mine, grad, create_graph=True)
+                (second,) = torch.autograd.grad([(weights.to(exact) * dx).sum() for dx in first], grad)
+                with torch.no_grad():
+                    again = everypool.corner_pool(mine[0], corner, other=None if shared else mine[1], ties=ties)
+            found.append([part.detach() for part in (y, again, *first, second)])
+        assert ran == [1, 3, 2, 0]
+        ran.clear()
+        for actual, wanted in zip(*found, strict=True):
+            close(actual, wanted, f"{corner} {shape}", max(4.6, float(wanted.abs().max())), 8)
+
+
 LEARNED = [("gem", "p", 2.7), ("lp", "p", 1.6), ("soft", "beta", 1.5), ("logsumexp", "r", 2.0)]
 
 
@@ -476,7 +507,7 @@ print(choose().name)
 def test_named_loops_never_fall_back_silently(calls: Calls) -> None:
     x = torch.rand(1, 2, 6, 6)
     with forced("cpu"):
-        with pytest.raises(NotImplementedError, match="`EVERYPOOL_IMPL` must be .* got 'cpu': .*"):
+        with pytest.raises(NotImplementedError, match=r"`EVERYPOOL_IMPL` must be .* got 'cpu': .*"):
             everypool.median_pool(x, 3)
         assert everypool.max_pool(x[:0], 3).shape == (0, 2, 2, 2)
     assert everypool.median_pool(x, 3).shape == (1, 2, 2, 2)

@@ -14,6 +14,7 @@ from everypool._memo import MOST, made, plain, token
 from everypool.backends import cpu
 from everypool.backends.axes import readable
 from everypool.backends.choose import choose
+from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
@@ -368,6 +369,31 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
     direct = plan.linear and not single and type(windows).assemble is Windows.assemble
     fold = cpu.Fold(plan, None if learned else parameter, None, definition(reducer, layouts))
     return Planned(reducer, windows, layouts, fold, single, learned, direct)
+
+
+def added(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: Tensor) -> Tensor | None:
+    """The sum of `reducer` over two windows, of (N, C, *spatial) each, in one compiled call; None where there is none."""
+    if choose().name == "eager" or not (cpu.suits(x) and cpu.suits(other)) or cpu.in_pixels(x) or cpu.in_pixels(other):
+        return None
+    tokens = (token(reducer), *map(token, windows))
+    key = (tokens, x.shape, x.dtype)
+    if key not in ADDED:
+        if None in tokens:
+            return None
+        if len(ADDED) >= MOST:
+            ADDED.clear()
+        first, second = (w.layouts(tuple(x.shape[2:]), None)[0] for w in windows)
+        try:
+            corner = make_corner(reducer.recipe(), (first, second), tuple(x.shape), x.dtype)
+        except cpu.Unsupported:
+            corner = None
+        ADDED[key] = (reducer, windows, corner)
+    corner = ADDED[key][-1]
+    return corner if corner is None else corner(x) if other is x else corner(x, other)
+
+
+# reducer and windows are held: their addresses may be in the key
+ADDED: dict[tuple[Any, ...], tuple[Reducer, tuple[Windows, Windows], Corner | None]] = {}
 
 
 def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tuple[Tensor, ...]]:

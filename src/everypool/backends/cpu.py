@@ -211,7 +211,9 @@ def make_plan(
     linear = len(layouts) == 1 and not recipe.index and recipe.op in PLAIN and dtype is not torch.bool
     outs = tuple(place((*shape[:2], *layout.out), pixels) for layout in layouts)
     kept = (0,) * len(layouts) if recipe.op == "centre" else kept
-    return Plan(recipe, module, handle, back, dtype, pixels, shape, place(shape, pixels), outs, kept, bands, bool(by_axis), linear)
+    return Plan(
+        recipe, module, handle, back, dtype, pixels, shape, place(shape, pixels), outs, kept, bands, bool(by_axis), linear
+    )
 
 
 def _axes(layout: Layout, recipe: Recipe, batch: int, tables: list[Tensor]) -> list[int]:

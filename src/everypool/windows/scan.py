@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._memo import made
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
-from everypool.pool import Operation, Reducer, Windows, apply, parse, register
+from everypool.pool import Operation, Reducer, Windows, added, apply, parse, register
 from everypool.windows.strips import check_like, spatial_axis
 
 __all__ = [
@@ -194,9 +195,14 @@ def corner_pool(
               [2., 0.]]]])
     """
     first, second = CORNERS[check.choice("corner", corner, tuple(CORNERS))]
+    check.choice("ties", ties, ("first", "last", "even"))
     if other is not None:
         check_like(other, check.tensor("input", input, "(N, C, H, W) or (C, H, W)", (3, 4)))
     across = input if other is None else other
+    if mask is None and sizes is None and isinstance(input, Tensor) and input.dim() == 4:
+        found = added(made(parse, f"max:ties={ties}"), (first, second), input, across)
+        if found is not None:
+            return found
     return scanned(input, first, "max", ties, mask, sizes, 2) + scanned(across, second, "max", ties, mask, sizes, 2)
 
 

@@ -1,0 +1,116 @@
+// Two running maxima, added plane by plane: what the first has found waits in cache for the second, so that memory sees the maps
+// and the sum alone.
+#include "corners.h"
+
+#include "scans.h"
+
+namespace everypool {
+namespace {
+
+constexpr int64_t BAND = 16 << 10;  // bytes of lines between two steps
+
+struct Corner {
+  const Plan* plans[2];  // down columns, along lines
+  int down;              // which of the two is the first
+  Course columns, lines;
+  int64_t size, planes, band;       // elements of a plane, lines of a band: those of whole groups
+  int64_t column_bytes, line_bytes;  // kept for a plane
+
+  Corner(const Plan& a, const Plan& b) {
+    Course of_a, of_b;
+    fits = scan_of(a, of_a) && scan_of(b, of_b) && a.N == b.N && a.C == b.C && a.type == b.type && a.folds[0].in == b.folds[0].in &&
+           a.last == b.last && !a.pixels && !b.pixels && (of_a.inner == 1) != (of_b.inner == 1);
+    if (!fits) return;
+    down = of_a.inner == 1;
+    plans[0] = down ? &b : &a, plans[1] = down ? &a : &b;
+    columns = down ? of_b : of_a, lines = down ? of_a : of_b;
+    fits = columns.inner % lines.n == 0;
+    if (!fits) return;
+    size = columns.n * columns.inner, planes = columns.outer;
+    columns.outer = 1, lines.outer = size / lines.n;
+    column_bytes = columns_aux_bytes(a.type, columns), line_bytes = lines_aux_bytes(a.type, lines);
+    band = std::max<int64_t>(BAND / (lines.n * 4) / LF, 1) * LF;
+  }
+  bool fits;
+};
+
+template <class T> struct Corners {
+  const Corner& corner;
+  const CornerCall& call;
+
+  template <class P> static P* at(P* base, int64_t offset) {
+    using U = std::conditional_t<std::is_const_v<P>, const T, T>;
+    return base ? static_cast<P*>(static_cast<U*>(base) + offset) : nullptr;
+  }
+  static void add(const T* a, const T* b, int64_t number, T* y) {
+    constexpr int L = Lane<Compute<T>>::L;
+    int64_t j = 0;
+    for (; j + L <= number; j += L) store_as(y + j, load_as(a + j) + load_as(b + j));
+    if (j < number) store_part(y + j, load_part(a + j, number - j) + load_part(b + j, number - j), number - j);
+  }
+  // of one plane, or of a band of its lines from `line` on
+  void one(bool along, int64_t plane, int64_t line, int64_t count, void* to) const {
+    const int which = along != (corner.down == 1) ? 1 : 0;  // of the maps
+    const int64_t offset = plane * corner.size + line * corner.lines.n;
+    Course course = along ? corner.lines : corner.columns;
+    if (along) course.outer = count;
+    const Plan& plan = *corner.plans[along];
+    Call c;
+    if (call.aux) c.aux = {call.aux + plane * (corner.column_bytes + corner.line_bytes)};
+    else c.aux = {nullptr};
+    if (along && call.aux) {
+      Course before = corner.lines;
+      before.outer = line;
+      c.aux[0] = static_cast<uint8_t*>(c.aux[0]) + corner.column_bytes + (line ? lines_aux_bytes(plan.type, before) : 0);
+    }
+    if (call.back)
+      c.grad = {const_cast<void*>(at(call.x[0], offset))}, c.dx = to;
+    else
+      c.x = at(call.x[which], offset), c.y = {to};
+    const Pass pass = call.back ? GRADIENT : call.take ? TAKE : call.save ? WINNERS : VALUES;
+    along ? lines_run(plan, course, c, pass) : columns_run(plan, course, c, pass);
+  }
+  void run(int64_t begin, int64_t end) const {
+    const bool apart = call.back && call.y[0] != call.y[1];
+    const int64_t n = corner.lines.n, all = corner.lines.outer;
+    Scratch memory;
+    T* found = apart ? nullptr : static_cast<T*>(memory.take((corner.size + corner.band * n) * (int64_t)sizeof(T)));
+    T* band = found + (apart ? 0 : corner.size);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      if (apart) {
+        one(false, plane, 0, all, at(call.y[corner.down], plane * corner.size));
+        one(true, plane, 0, all, at(call.y[1 - corner.down], plane * corner.size));
+        continue;
+      }
+      one(false, plane, 0, all, found);
+      for (int64_t line = 0; line < all; line += corner.band) {
+        const int64_t count = std::min(corner.band, all - line);
+        one(true, plane, line, count, band);
+        add(found + line * n, band, count * n, static_cast<T*>(call.y[0]) + plane * corner.size + line * n);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+int64_t corners_aux_bytes(const Plan& a, const Plan& b) {
+  const Corner corner(a, b);
+  return corner.fits ? corner.planes * (corner.column_bytes + corner.line_bytes) : -1;
+}
+
+bool corners_run(const Plan& a, const Plan& b, const CornerCall& call) {
+  const Corner corner(a, b);
+  if (!corner.fits) return false;
+  return with_real(a.type, [&](auto t) {
+    using T = decltype(t);
+    const int64_t bytes = corner.planes * corner.size * (int64_t)sizeof(T);
+    fresh_memory(call.y[0], bytes);
+    if (call.back && call.y[1] != call.y[0]) fresh_memory(call.y[1], bytes);
+    return in_parallel(corner.planes, corner.planes * corner.size >= SERIAL, [&](int64_t begin, int64_t end) {
+      Corners<T>{corner, call}.run(begin, end);
+    });
+  });
+}
+
+}  // namespace everypool

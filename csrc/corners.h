@@ -1,0 +1,18 @@
+// Two running maxima, along axes of their own and over maps of their own, added.
+#pragma once
+#include "plan.h"
+
+namespace everypool {
+
+// How both plans' scans are done plane by plane; bytes to keep for the gradient, or -1: not what this does.
+int64_t corners_aux_bytes(const Plan& a, const Plan& b);
+
+struct CornerCall {
+  const void* x[2] = {};    // each plan's map; of a gradient: that of the sum, once
+  void* y[2] = {};          // the sum; of a gradient: each map's, or twice the same, which then gets both
+  uint8_t* aux = nullptr;
+  bool save = false, take = false, back = false;
+};
+bool corners_run(const Plan& a, const Plan& b, const CornerCall& call);
+
+}  // namespace everypool

@@ -1,0 +1,105 @@
+"""Two running maxima in one compiled call, added: each over a map of its own, or both over one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from everypool.backends import cpu
+from everypool.backends.layout import Layout
+from everypool.backends.recipe import Recipe
+
+__all__ = ["Corner", "make_corner"]
+
+POOL, KEEP, TAKE, GRADIENT = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class Corner:
+    """The plans of both maxima, of one shape and type."""
+
+    first: cpu.Plan
+    second: cpu.Plan
+    kept: int  # bytes to keep for the gradient
+
+    def __call__(self, *maps: Tensor) -> Tensor:
+        """The sum; `maps` is one for both maxima or one for each, (N, C, H, W)."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in maps):
+            return _Sum.apply(self, *maps)
+        return self.run(POOL, maps, None)
+
+    def run(self, what: int, maps: Sequence[Tensor], kept: Tensor | None) -> Tensor:
+        x, other = (maps[0].contiguous(), maps[-1].contiguous())
+        y = self.first.empty(self.first.place)
+        self._call(what, x, other, y, y, kept)
+        return y
+
+    def gradients(self, grad: Tensor, kept: Tensor, maps: int) -> tuple[Tensor, ...]:
+        """Of each of the maps."""
+        found = tuple(self.first.empty(self.first.place) for _ in range(maps))
+        grad = grad.contiguous()
+        self._call(GRADIENT, grad, grad, found[0], found[-1], kept)
+        return found
+
+    def _call(self, what: int, x: Tensor, other: Tensor, y: Tensor, second: Tensor, kept: Tensor | None) -> None:
+        addresses = (x.data_ptr(), other.data_ptr(), y.data_ptr(), second.data_ptr(), 0 if kept is None else kept.data_ptr())
+        if not self.first.library.corner(self.first.handle, self.second.handle, what, *addresses):
+            raise MemoryError("two running maxima need nothing but memory, and there was none")
+
+
+def make_corner(recipe: Recipe | str, layouts: tuple[Layout, Layout], shape: tuple[int, ...], dtype: torch.dtype) -> Corner:
+    """A corner for maps of that shape.
+
+    Raises:
+        Unsupported: no compiled loop does this, with the reason.
+    """
+    first, second = (cpu.make_plan(recipe, [layout], shape, dtype, False) for layout in layouts)
+    kept = first.library.corner_bytes(first.handle, second.handle)
+    if kept < 0:
+        raise cpu.Unsupported("these running maxima are not added in one call")
+    return Corner(first, second, kept)
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, corner: Corner, *maps: Tensor) -> Tensor:
+        kept = torch.empty(corner.kept, dtype=torch.uint8)
+        ctx.corner, ctx.maps = corner, len(maps)
+        ctx.save_for_backward(kept)
+        return corner.run(KEEP, maps, kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (kept,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *_Back.apply(ctx.corner, kept, ctx.maps, grad)
+        return None, *ctx.corner.gradients(grad, kept, ctx.maps)
+
+
+class _Back(Function):
+    """The gradients; they are linear in `grad`, and their own gradient adds up what won."""
+
+    @staticmethod
+    def forward(ctx: Any, corner: Corner, kept: Tensor, maps: int, grad: Tensor) -> tuple[Tensor, ...]:
+        ctx.corner, ctx.kept = corner, kept
+        return corner.gradients(grad, kept, maps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, None, _Forth.apply(ctx.corner, ctx.kept, *grads)
+
+
+class _Forth(Function):
+    @staticmethod
+    def forward(ctx: Any, corner: Corner, kept: Tensor, *maps: Tensor) -> Tensor:
+        ctx.corner, ctx.kept, ctx.maps = corner, kept, len(maps)
+        return corner.run(TAKE, maps, kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, *_Back.apply(ctx.corner, ctx.kept, ctx.maps, grad)
