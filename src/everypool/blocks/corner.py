@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.blocks._map_block import MapBlock
 from everypool.pool import Operation, register
-from everypool.windows import Scan, cross_max_pool
+from everypool.windows import Scan, corner_pool, cross_max_pool
 from everypool.windows.scan import CORNERS, scanned
 
 __all__ = [
@@ -58,12 +58,11 @@ class _TwoDirections(MapBlock):
 class _CornerPool(_TwoDirections):
     corner: ClassVar[str]
 
-    def run(self, input: Tensor, scan: Scan) -> Tensor:
-        return scanned(input, scan, "max", self.ties, None, None)
+    def meet(self, first: Tensor, second: Tensor) -> Tensor:
+        return corner_pool(first, self.corner, other=second, ties=self.ties)
 
     def core(self, input: Tensor) -> Tensor:
-        down, across = CORNERS[self.corner]
-        return self.run(self.p1_conv1(input), down) + self.run(self.p2_conv1(input), across)
+        return self.meet(self.p1_conv1(input), self.p2_conv1(input))
 
 
 class TopLeftCornerPool(_CornerPool):
@@ -109,11 +108,14 @@ class _CascadeCornerPool(_CornerPool):
         self.P1_look_conv = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
         self.P2_look_conv = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
 
+    def run(self, input: Tensor, scan: Scan) -> Tensor:
+        return scanned(input, scan, "max", self.ties, None, None)
+
     def core(self, input: Tensor) -> Tensor:
         down, across = CORNERS[self.corner]
         first = self.P1_look_conv(self.p1_conv1(input) + self.run(self.look_conv1(input), across))
         second = self.P2_look_conv(self.p2_conv1(input) + self.run(self.look_conv2(input), down))
-        return self.run(first, down) + self.run(second, across)
+        return self.meet(first, second)
 
 
 class CascadeTopLeftPool(_CascadeCornerPool):
