@@ -10,7 +10,6 @@
 namespace everypool {
 namespace {
 
-
 // ---- lanes of a group ----------------------------------------------------------------------------------------------------
 
 template <class T> using Row = T*[LF];  // where each plane of a group begins

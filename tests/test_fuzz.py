@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fuzz_loops
+import fuzz_plans
 import pytest
 
 from everypool.backends import cpu
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"no compiled loop
 
 
 def test_hostile_plans_are_refused_or_run_within_their_memory() -> None:
-    cases = 2_000 if fuzz_loops.SANITIZED else 20_000
+    cases = 2_000 if fuzz_plans.SANITIZED else 20_000
     command = [sys.executable, fuzz_loops.__file__, "--cases", str(cases), "--jobs", "1"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
@@ -62,6 +63,6 @@ def first_fault(library: Any, start: int) -> tuple[int, str]:
     for case in range(start, start + 1000):
         try:
             fuzz_loops.attempt(library, 3, case, Counter())
-        except fuzz_loops.Fault as fault:
+        except fuzz_plans.Fault as fault:
             return case, str(fault)
     raise AssertionError("no fault")
