@@ -267,7 +267,7 @@ template <class T> struct Engine {
         nans = any(found);
       }
     }
-    if (back) std::memset((void*)dx, 0, sizeof(V) * count);
+    if (back && count > 0) std::memset((void*)dx, 0, sizeof(V) * count);
     double slope[L] = {};
     bool bad = false;
     for (size_t i = 0; i < plan.folds.size(); ++i) {
@@ -496,7 +496,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   p.divisor = choice(), p.sign = choice(), p.last = next() != 0, p.sum = next() != 0, p.plain_gradient = next() != 0;
   p.mask_channels = next();
   const int64_t folds = next();
-  must(p.N >= 0 && p.C >= 0, "sizes must not be negative");
+  must(p.N >= 0 && p.C >= 0 && p.N <= LARGEST && p.C <= LARGEST, "sizes must be small enough to be counted");
   must(p.type >= 0 && p.type < TYPES && p.op >= 0 && p.op < OPS && p.index >= 0 && p.index <= POSITION, "types and operations must exist");
   must(p.divisor >= 0 && p.divisor <= CELLS && p.sign >= 0 && p.sign <= ABS, "settings must exist");
   must(p.op == MAX || p.type < INT8, "integers must be pooled by their maximum");
