@@ -113,4 +113,25 @@ bool corners_run(const Plan& a, const Plan& b, const CornerCall& call) {
   });
 }
 
+bool cross_sum(int type, int64_t planes, int64_t high, int64_t wide, const void* columns, const void* rows, void* y) {
+  if (type >= INT8) return false;
+  return with_real(type, [&](auto t) {
+    using T = decltype(t);
+    using C = Compute<T>;
+    using V = typename Lane<C>::V;
+    constexpr int L = Lane<C>::L;
+    fresh_memory(y, planes * high * wide * (int64_t)sizeof(T));
+    return in_parallel(planes, planes * high * wide >= SERIAL, [&](int64_t begin, int64_t end) {
+      for (int64_t line = begin * high; line < end * high; ++line) {
+        const T* column = static_cast<const T*>(columns) + line / high * wide;
+        const V row = splat<V>(load_part(static_cast<const T*>(rows) + line, 1)[0]);
+        T* to = static_cast<T*>(y) + line * wide;
+        int64_t j = 0;
+        for (; j + L <= wide; j += L) store_as(to + j, load_as(column + j) + row);
+        if (j < wide) store_part(to + j, load_part(column + j, wide - j) + row, wide - j);
+      }
+    });
+  });
+}
+
 }  // namespace everypool

@@ -15,4 +15,7 @@ struct CornerCall {
 };
 bool corners_run(const Plan& a, const Plan& b, const CornerCall& call);
 
+// y[plane, i, j] = columns[plane, j] + rows[plane, i]; false: not of these types
+bool cross_sum(int type, int64_t planes, int64_t high, int64_t wide, const void* columns, const void* rows, void* y);
+
 }  // namespace everypool

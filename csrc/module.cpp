@@ -185,6 +185,28 @@ PyObject* corner_bytes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
+// cross(type, planes, high, wide, columns, rows, y)
+PyObject* run_cross(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  int64_t v[7];
+  if (count != 7) {
+    PyErr_SetString(PyExc_TypeError, "cross takes seven ints");
+    return nullptr;
+  }
+  for (int i = 0; i < 7; ++i)
+    if (!to_int(args[i], v[i])) return nullptr;
+  int64_t size = 0;
+  bool fits = v[0] >= 0 && v[0] < INT8 && v[1] > 0 && v[2] > 0 && v[3] > 0 && v[4] && v[5] && v[6];
+  fits = fits && !__builtin_mul_overflow(v[1], v[2], &size) && !__builtin_mul_overflow(size, v[3], &size) && size < int64_t(1) << 46;
+  if (!fits) {
+    PyErr_SetString(PyExc_ValueError, "a cross must be of floating point, with sizes and every address");
+    return nullptr;
+  }
+  return guarded([&]() -> PyObject* {
+    return PyBool_FromLong(cross_sum((int)v[0], v[1], v[2], v[3], reinterpret_cast<const void*>(v[4]), reinterpret_cast<const void*>(v[5]),
+                                     reinterpret_cast<void*>(v[6])));
+  });
+}
+
 PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
   int64_t v[4];
   if (count != 4) {
@@ -229,6 +251,7 @@ PyMethodDef methods[] = {
     {"backward", function(run_backward), METH_FASTCALL, "The gradient; False where the definition itself is needed."},
     {"corner", function(run_corner), METH_FASTCALL, "Two running maxima, added, or their gradient; False where memory was short."},
     {"corner_bytes", function(corner_bytes), METH_FASTCALL, "Bytes to keep for a corner's gradient; -1: the plans make none."},
+    {"cross", function(run_cross), METH_FASTCALL, "The sum of a value per column and one per row."},
     {"stream", function(run_stream), METH_FASTCALL, "Read and write so many bytes: the floor of any pooling."},
     {"supports", supports, METH_O, "Whether this machine has an instruction set."},
     {"use_threads", use_threads, METH_O, "Address of the function that runs a loop on torch's threads; 0 for none."},

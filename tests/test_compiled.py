@@ -400,6 +400,33 @@ def test_corners_equal_the_definition(dtype: torch.dtype, ties: str, shared: boo
             close(actual, wanted, f"{corner} {shape}", max(4.6, float(wanted.abs().max())), 8)
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["one map", "two maps"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_crosses_equal_the_definition(dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum over the plane in one call; a channels_last map keeps its layout and goes the other way."""
+    library: Any = cpu.library()
+    original, ran = library.cross, []
+    monkeypatch.setattr(library, "cross", lambda *arguments: ran.append(arguments) or original(*arguments))
+    rng = random.Random(f"{dtype} {shared}")
+    for shape in ((2, 3, 9, 8), (1, 9, 40, 33), (1, 2, 300, 210), (2, 8, 1, 5)):
+        x, other, flow = (values(rng, shape, dtype, False) for _ in range(3))
+        found = []
+        for impl in ("cpu", "eager"):
+            exact = torch.float64 if impl == "eager" else dtype
+            maps = [m.detach().to(exact).requires_grad_() for m in ((x,) if shared else (x, other))]
+            with forced(impl):
+                y = everypool.cross_max_pool(maps[0], other=None if shared else maps[1])
+                found.append([y.detach(), *torch.autograd.grad(y, maps, flow.to(exact))])
+        assert len(ran) == 1
+        ran.clear()
+        for actual, wanted in zip(*found, strict=True):
+            close(actual, wanted, f"{shape}", max(4.6, float(wanted.abs().max())), 8)
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(everypool.cross_max_pool(last), everypool.cross_max_pool(x))
+        assert everypool.cross_max_pool(last).is_contiguous(memory_format=torch.channels_last)
+        ran.clear()
+
+
 LEARNED = [("gem", "p", 2.7), ("lp", "p", 1.6), ("soft", "beta", 1.5), ("logsumexp", "r", 2.0)]
 
 

@@ -1,4 +1,5 @@
-"""Two running maxima in one compiled call, added: each over a map of its own, or both over one."""
+"""Sums of two maxima by the compiled loops: running maxima in one call, each over a map of its own or both over one; and what
+rows and columns have found, over the plane."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from everypool.backends import cpu
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 
-__all__ = ["Corner", "make_corner"]
+__all__ = ["Corner", "cross_sum", "make_corner"]
 
 POOL, KEEP, TAKE, GRADIENT = range(4)
 
@@ -103,3 +104,28 @@ class _Forth(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return None, None, *_Back.apply(ctx.corner, ctx.kept, ctx.maps, grad)
+
+
+def cross_sum(columns: Tensor, rows: Tensor) -> Tensor | None:
+    """columns (N, C, 1, W) + rows (N, C, H, 1), into memory that is written once; None where the loops do not do it."""
+    if not (cpu.suits(columns) and cpu.suits(rows)) or not columns.is_floating_point() or columns.dtype not in cpu.TYPES:
+        return None
+    if columns.numel() * rows.numel() == 0 or not (columns.is_contiguous() and rows.is_contiguous()):
+        return None
+    return _Cross.apply(columns, rows)
+
+
+class _Cross(Function):
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, rows: Tensor) -> Tensor:
+        n, c, _, wide = columns.shape
+        y = torch.empty((n, c, rows.shape[2], wide), dtype=columns.dtype)
+        library: Any = cpu.library()
+        addresses = (columns.data_ptr(), rows.data_ptr(), y.data_ptr())
+        if not library.cross(cpu.TYPES[columns.dtype], n * c, rows.shape[2], wide, *addresses):
+            raise MemoryError("a sum over a plane needs nothing but memory, and there was none")
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad.sum(2, keepdim=True), grad.sum(3, keepdim=True)

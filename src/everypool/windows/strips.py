@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Bins, Keep
+from everypool.backends.choose import choose
+from everypool.backends.corners import cross_sum
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
@@ -158,15 +160,20 @@ def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor |
         check.batched("input", input, 2)
         check_like(other, input)
         lines, exists = [], []
-        for x, axis in ((input, 0), (other, 1)):
+        for x, axis in ((other, 1), (input, 0)):
             line, there = apply(x, reducer, Strips((axis,)), nd=None, mask=mask, sizes=sizes, return_mask=True)
             lines += line
             exists += there
+    plain = mask is None and sizes is None
+    if plain and len(lines) == 2 and input.dim() == 4 and input.is_contiguous() and choose().name != "eager":
+        found = cross_sum(lines[1], lines[0])
+        if found is not None:
+            return found
     total = lines[0]
     for line in lines[1:]:
         total = total + line
     total = total.expand(input.shape)
-    if mask is None and sizes is None:
+    if plain:
         return total.clone(memory_format=torch.preserve_format) if len(lines) == 1 else total
     inside = exists[0]
     for there in exists[1:]:
