@@ -70,11 +70,11 @@ template <class T> struct Pixels {
     });
     return top;
   }
-  template <int K> EP_INLINE vf mean_of(const T* x, const Box& box, Wide divisor) const {
+  template <int K> EP_INLINE vf mean_of(const T* x, const Box& box, Wide divisor, vf by) const {
     if (box.d * box.h * box.w <= FLOAT_TAPS) {
       vf sum{};
       walk<K>(box, [&](int64_t at, int64_t) __attribute__((always_inline)) { sum = sum + load_as(x + at); });
-      const vf y = narrowed(widened(sum) / divisor);
+      const vf y = sum * by;
       if (!any(infinite(y))) return y;  // else the sum may have been too large for a float
     }
     Wide sum = Lane<float>::zero();
@@ -91,14 +91,15 @@ template <class T> struct Pixels {
       p.sw = f.axis[2].start[p.w], p.cw = f.axis[2].count[p.w];
       Box box{((p.sd * H + p.sh) * W + p.sw) * C, H * W * C, W * C, C, p.cd, p.ch, p.cw};
       const int64_t all = p.cd * p.ch * p.cw, start = box.start;
-      const Wide divisor = plan.op == MEAN ? divide(p, all, splat<vf>(all)) : Lane<float>::zero();
+      const Wide divisor = plan.op == MEAN ? divide(p, all, splat<vf>(all)) : Lane<float>::all(1);
+      const vf by = narrowed(Lane<float>::all(1) / divisor);
       each_vector([&](int64_t c) __attribute__((always_inline)) {
         box.start = start + c;
         vi tap;
         if (call.take) {
           store_as(y + c, taken<K>(x, box, load_index<uint8_t, vi>(won, c)));
         } else if (plan.op == MEAN) {
-          store_as(y + c, mean_of<K>(x, box, divisor));
+          store_as(y + c, mean_of<K>(x, box, divisor, by));
         } else if (!call.save) {
           store_as(y + c, largest_of<K>(x, box));
         } else {
