@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import math
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
 from everypool.backends.eager import plain_autograd
 from everypool.backends.layout import Layout
-from everypool.backends.recipe import Recipe
+from everypool.backends.recipe import Recipe, parameter_values
 
 __all__ = ["INSTRUCTIONS", "Fold", "Plan", "Unsupported", "library", "make_plan", "missing", "suits"]
 
@@ -272,7 +273,7 @@ class Fold:
     parameter: Any = None  # a number, or a tensor that may want a gradient
     mask: Tensor | None = None
     define: Callable[[Tensor], tuple[Tensor, ...]] | None = None
-    values: Tensor | None = None  # the parameter in float64, one or one per channel
+    values: array[float] | None = None  # the parameter's, one or one per channel
 
     def run(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """The results (each layout's values, then each one's positions); None where the definition must do it."""
@@ -308,16 +309,19 @@ class Fold:
         return y
 
     def _ready(self) -> bool:
-        recipe = self.plan.recipe
-        values = Recipe(recipe.op, self.parameter).values(self.plan.shape[1])
-        least = 0.0 if recipe.op == "soft" else NEAR_ZERO
-        if values is None or not all(least <= abs(v) < math.inf for v in values):
+        values = parameter_values(self.parameter, self.plan.shape[1])
+        least = 0.0 if self.plan.recipe.op == "soft" else NEAR_ZERO
+        if values is None or not all([least <= abs(v) < math.inf for v in values]):
             return False
-        self.values = torch.tensor(values, dtype=torch.float64)
+        self.values = array("d", values)
         return True
 
+    def _parameter(self) -> tuple[int, int]:
+        """Address and number of the parameter's values."""
+        return (0, 0) if self.values is None else self.values.buffer_info()
+
     def _call(self, x: Tensor, what: int, ys: list[Tensor], kept: Sequence[Tensor | None], positions: list[Tensor]) -> bool:
-        plan, values, mask = self.plan, self.values, self.mask
+        plan, mask = self.plan, self.mask
         addresses: list[int] = []
         for i, y in enumerate(ys):
             keep = kept[i]
@@ -326,8 +330,7 @@ class Fold:
             plan.handle,
             x.data_ptr(),
             0 if mask is None else mask.data_ptr(),
-            0 if values is None else values.data_ptr(),
-            0 if values is None else values.numel(),
+            *self._parameter(),
             what,
             0,
             *addresses,
@@ -337,7 +340,7 @@ class Fold:
         self, x: Tensor | None, kept: Sequence[Tensor | None], grads: Sequence[Tensor], slope: bool
     ) -> tuple[Tensor, Tensor | None] | None:
         """Gradients of the input and of the parameter's values; None where the definition must do it."""
-        plan, values, mask = self.plan, self.values, self.mask
+        plan, mask = self.plan, self.mask
         dx = plan.empty(plan.place)
         slopes = torch.zeros((plan.bands, plan.shape[0], plan.shape[1]), dtype=torch.float64) if slope else None
         addresses: list[int] = []
@@ -348,8 +351,7 @@ class Fold:
             plan.back,
             dx.data_ptr() if x is None else x.data_ptr(),
             0 if mask is None else mask.data_ptr(),
-            0 if values is None else values.data_ptr(),
-            0 if values is None else values.numel(),
+            *self._parameter(),
             dx.data_ptr(),
             0 if slopes is None else slopes.data_ptr(),
             *addresses,

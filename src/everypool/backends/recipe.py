@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "parameter_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,12 @@ class Recipe:
             self.upper,
         )
 
-    def values(self, channels: int) -> list[float] | None:
-        """The parameter's values, one or one per channel; None where it does not fit (the definition says what is wrong)."""
-        if not isinstance(self.parameter, Tensor):
-            return [float(self.parameter)]
-        if self.parameter.device.type != "cpu" or self.parameter.numel() not in (1, channels) or self.parameter.dim() > 1:
-            return None
-        values: list[float] = self.parameter.detach().reshape(-1).tolist()
-        return values
+
+def parameter_values(parameter: Any, channels: int) -> list[float] | None:
+    """A parameter's values, one or one per channel; None where it does not fit (the definition says what is wrong)."""
+    if not isinstance(parameter, Tensor):
+        return [float(parameter)]
+    if not (parameter.is_cpu and parameter.is_floating_point() and parameter.numel() in (1, channels) and parameter.dim() <= 1):
+        return None
+    values: Any = parameter.tolist()
+    return values if parameter.dim() == 1 else [values]
