@@ -70,7 +70,7 @@ def facts(threads: int) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "memory_gb": memory(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "threads": threads,
         "implementation": implementation(),
         "floor": how(),
