@@ -52,7 +52,7 @@ PATIENCE = 60  # seconds without a finished case that count as hanging
 MEMORY = 12 << 30  # bytes of addresses that one process may have: a plan must not bring down the machine
 WORK = 1_000_000
 CORNERS = 0.02  # of the cases
-OUTCOMES = ("refused", "accepted, too large to run", "run")
+OUTCOMES = ("refused", "accepted, too large to run", "run", "corners refused", "corners run")
 
 
 # ---- a case ---------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ import pytest
 
 from everypool.backends import cpu
 
+ENTRIES = ("plan", "describe", "forward", "backward", "corner", "corner_bytes")
+
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"no compiled loops are installed: {cpu.missing()}")
 
 
@@ -53,7 +55,7 @@ def test_faults_are_seen_and_come_again() -> None:
         "differ from run to run": {"forward": lambda *arguments: True, "backward": lambda *arguments: True},
     }
     for fault, functions in faults.items():
-        bad = SimpleNamespace(**{name: getattr(good, name) for name in ("plan", "describe", "forward", "backward")} | functions)
+        bad = SimpleNamespace(**{name: getattr(good, name) for name in ENTRIES} | functions)
         found = [first_fault(bad, start) for start in (0, 0)]
         assert fault in found[0][1]
         assert found[0] == found[1] == first_fault(bad, found[0][0])
