@@ -10,7 +10,7 @@ BASE := $(VENV)/base.stamp
 CLI := $(VENV)/cli.stamp
 ALL := $(VENV)/all.stamp
 
-# What most machines run, and what they run besides; a wheel has all. AVX-512 loops are compiled, as far as that finds mistakes, by lint.
+# What is built for work here; a wheel has all. Of the AVX-512 loops lint sees to it that they would compile.
 SETS ?= $(or $(EVERYPOOL_BUILD),$(if $(filter x86_64,$(shell uname -m)),baseline$(COMMA)avx2,baseline))
 AVX512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c
 # One instruction set is enough, and two would take twice as long to build: avx2 is what most machines run.

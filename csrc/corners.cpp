@@ -2,6 +2,8 @@
 // and the sum alone.
 #include "corners.h"
 
+#include <stdexcept>
+
 #include "scans.h"
 
 namespace everypool {
@@ -13,8 +15,9 @@ struct Corner {
   const Plan* plans[2];  // down columns, along lines
   int down;              // which of the two is the first
   Course columns, lines;
-  int64_t size, planes, band;       // elements of a plane, lines of a band: those of whole groups
+  int64_t size, planes, band;        // elements of a plane, lines of a band: those of whole groups
   int64_t column_bytes, line_bytes;  // kept for a plane
+  bool fits;
 
   Corner(const Plan& a, const Plan& b) {
     Course of_a, of_b;
@@ -31,7 +34,6 @@ struct Corner {
     column_bytes = columns_aux_bytes(a.type, columns), line_bytes = lines_aux_bytes(a.type, lines);
     band = std::max<int64_t>(BAND / (lines.n * 4) / LF, 1) * LF;
   }
-  bool fits;
 };
 
 template <class T> struct Corners {
@@ -50,25 +52,25 @@ template <class T> struct Corners {
   }
   // of one plane, or of a band of its lines from `line` on
   void one(bool along, int64_t plane, int64_t line, int64_t count, void* to) const {
-    const int which = along != (corner.down == 1) ? 1 : 0;  // of the maps
+    const int which = along ? 1 - corner.down : corner.down;  // of the maps
     const int64_t offset = plane * corner.size + line * corner.lines.n;
     Course course = along ? corner.lines : corner.columns;
     if (along) course.outer = count;
     const Plan& plan = *corner.plans[along];
-    Call c;
-    if (call.aux) c.aux = {call.aux + plane * (corner.column_bytes + corner.line_bytes)};
-    else c.aux = {nullptr};
-    if (along && call.aux) {
+    uint8_t* aux = call.aux;
+    if (aux) {
       Course before = corner.lines;
       before.outer = line;
-      c.aux[0] = static_cast<uint8_t*>(c.aux[0]) + corner.column_bytes + (line ? lines_aux_bytes(plan.type, before) : 0);
+      aux += plane * (corner.column_bytes + corner.line_bytes) + (along ? corner.column_bytes + lines_aux_bytes(plan.type, before) : 0);
     }
+    Call c;
+    c.aux = {aux};
     if (call.back)
       c.grad = {const_cast<void*>(at(call.x[0], offset))}, c.dx = to;
     else
       c.x = at(call.x[which], offset), c.y = {to};
     const Pass pass = call.back ? GRADIENT : call.take ? TAKE : call.save ? WINNERS : VALUES;
-    along ? lines_run(plan, course, c, pass) : columns_run(plan, course, c, pass);
+    if (!(along ? lines_run : columns_run)(plan, course, c, pass)) throw std::bad_alloc();
   }
   void run(int64_t begin, int64_t end) const {
     const bool apart = call.back && call.y[0] != call.y[1];
@@ -101,7 +103,7 @@ int64_t corners_aux_bytes(const Plan& a, const Plan& b) {
 
 bool corners_run(const Plan& a, const Plan& b, const CornerCall& call) {
   const Corner corner(a, b);
-  if (!corner.fits) return false;
+  if (!corner.fits) throw std::invalid_argument("a corner must be two running maxima over one map, along axes of their own");
   return with_real(a.type, [&](auto t) {
     using T = decltype(t);
     const int64_t bytes = corner.planes * corner.size * (int64_t)sizeof(T);

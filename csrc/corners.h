@@ -4,7 +4,7 @@
 
 namespace everypool {
 
-// How both plans' scans are done plane by plane; bytes to keep for the gradient, or -1: not what this does.
+// Bytes to keep for the gradient, or -1: not what this does.
 int64_t corners_aux_bytes(const Plan& a, const Plan& b);
 
 struct CornerCall {
@@ -13,6 +13,7 @@ struct CornerCall {
   uint8_t* aux = nullptr;
   bool save = false, take = false, back = false;
 };
+// false: there was no memory
 bool corners_run(const Plan& a, const Plan& b, const CornerCall& call);
 
 // y[plane, i, j] = columns[plane, j] + rows[plane, i]; false: not of these types

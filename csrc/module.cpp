@@ -42,6 +42,28 @@ bool to_int(PyObject* object, int64_t& value) {
   return !(value == -1 && PyErr_Occurred());
 }
 
+bool to_ints(PyObject* const* args, int number, int64_t* values) {
+  for (int i = 0; i < number; ++i)
+    if (!to_int(args[i], values[i])) return false;
+  return true;
+}
+
+// f() as a bool of Python's, while other Python threads run if it has so many elements to do
+template <class F> PyObject* answered(int64_t elements, const F& f) {
+  return guarded([&]() -> PyObject* {
+    PyThreadState* state = elements > ALONE ? PyEval_SaveThread() : nullptr;
+    bool done = false;
+    try {
+      done = f();
+    } catch (...) {
+      if (state) PyEval_RestoreThread(state);
+      throw;
+    }
+    if (state) PyEval_RestoreThread(state);
+    return PyBool_FromLong(done);
+  });
+}
+
 Plan* plan_of(PyObject* object) { return static_cast<Plan*>(PyCapsule_GetPointer(object, PLAN)); }
 
 PyObject* new_plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -90,8 +112,7 @@ PyObject* run(PyObject* const* args, Py_ssize_t count, bool back) {
     return nullptr;
   }
   int64_t v[fixed];
-  for (Py_ssize_t i = 1; i < fixed; ++i)
-    if (!to_int(args[i], v[i])) return nullptr;
+  if (!to_ints(args + 1, fixed - 1, v + 1)) return nullptr;
   Call call;
   call.x = reinterpret_cast<const void*>(v[1]);
   call.mask = reinterpret_cast<const uint8_t*>(v[2]);
@@ -108,8 +129,7 @@ PyObject* run(PyObject* const* args, Py_ssize_t count, bool back) {
   given = given && (plan->op == MAX || plan->op == MEAN || call.parameter) && (!back || call.dx || plan->N * plan->C == 0);
   for (Py_ssize_t i = 0; i < folds; ++i) {
     int64_t p[3];
-    for (int k = 0; k < 3; ++k)
-      if (!to_int(args[fixed + 3 * i + k], p[k])) return nullptr;
+    if (!to_ints(args + fixed + 3 * i, 3, p)) return nullptr;
     (back ? call.grad : call.y).push_back(reinterpret_cast<void*>(p[0]));
     call.aux.push_back(reinterpret_cast<void*>(p[1]));
     call.index.push_back(reinterpret_cast<void*>(p[2]));
@@ -121,19 +141,7 @@ PyObject* run(PyObject* const* args, Py_ssize_t count, bool back) {
     PyErr_SetString(PyExc_ValueError, "every address that the plan needs must be given");
     return nullptr;
   }
-  bool done = false;
-  PyObject* result = guarded([&]() -> PyObject* {
-    PyThreadState* state = plan->N * plan->C * plan->folds[0].in > ALONE ? PyEval_SaveThread() : nullptr;
-    try {
-      done = back ? backward(*plan, call) : forward(*plan, call);
-    } catch (...) {
-      if (state) PyEval_RestoreThread(state);
-      throw;
-    }
-    if (state) PyEval_RestoreThread(state);
-    return PyBool_FromLong(done);
-  });
-  return result;
+  return answered(plan->N * plan->C * plan->folds[0].in, [&] { return back ? backward(*plan, call) : forward(*plan, call); });
 }
 
 // forward(plan, x, mask, parameter, parameters, what, 0, y, aux, index, ...), what: 0 pool, 1 keep aux, 2 take what won: False where the definition itself is needed
@@ -150,30 +158,18 @@ PyObject* run_corner(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Plan *a = plan_of(args[0]), *b = plan_of(args[1]);
   if (!a || !b) return nullptr;
   int64_t v[6];
-  for (int i = 0; i < 6; ++i)
-    if (!to_int(args[2 + i], v[i])) return nullptr;
+  if (!to_ints(args + 2, 6, v)) return nullptr;
   CornerCall call;
   call.save = v[0] == 1, call.take = v[0] == 2, call.back = v[0] == 3;
   call.x[0] = reinterpret_cast<const void*>(v[1]), call.x[1] = reinterpret_cast<const void*>(v[2]);
   call.y[0] = reinterpret_cast<void*>(v[3]), call.y[1] = reinterpret_cast<void*>(v[4]);
   call.aux = v[0] ? reinterpret_cast<uint8_t*>(v[5]) : nullptr;
-  if (v[0] < 0 || v[0] > 3 || !call.x[0] || !call.y[0] || !(call.back ? call.y[1] != nullptr : call.x[1] != nullptr) || (v[0] && !call.aux) ||
-      corners_aux_bytes(*a, *b) < 0) {
-    PyErr_SetString(PyExc_ValueError, "a corner must be two running maxima, and every address that it needs must be given");
+  const bool given = call.x[0] && call.y[0] && (call.back ? call.y[1] != nullptr : call.x[1] != nullptr) && (v[0] == 0 || call.aux);
+  if (v[0] < 0 || v[0] > 3 || !given) {
+    PyErr_SetString(PyExc_ValueError, "every address that a corner needs must be given");
     return nullptr;
   }
-  return guarded([&]() -> PyObject* {
-    bool done = false;
-    PyThreadState* state = PyEval_SaveThread();
-    try {
-      done = corners_run(*a, *b, call);
-    } catch (...) {
-      PyEval_RestoreThread(state);
-      throw;
-    }
-    PyEval_RestoreThread(state);
-    return PyBool_FromLong(done);
-  });
+  return answered(a->N * a->C * a->folds[0].in, [&] { return corners_run(*a, *b, call); });
 }
 
 // bytes to keep for the gradient of a corner of two plans; -1 where they are none
@@ -192,8 +188,7 @@ PyObject* run_cross(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "cross takes seven ints");
     return nullptr;
   }
-  for (int i = 0; i < 7; ++i)
-    if (!to_int(args[i], v[i])) return nullptr;
+  if (!to_ints(args, 7, v)) return nullptr;
   int64_t size = 0;
   bool fits = v[0] >= 0 && v[0] < INT8 && v[1] > 0 && v[2] > 0 && v[3] > 0 && v[4] && v[5] && v[6];
   fits = fits && !__builtin_mul_overflow(v[1], v[2], &size) && !__builtin_mul_overflow(size, v[3], &size) && size < int64_t(1) << 46;
@@ -201,10 +196,8 @@ PyObject* run_cross(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_ValueError, "a cross must be of floating point, with sizes and every address");
     return nullptr;
   }
-  return guarded([&]() -> PyObject* {
-    return PyBool_FromLong(cross_sum((int)v[0], v[1], v[2], v[3], reinterpret_cast<const void*>(v[4]), reinterpret_cast<const void*>(v[5]),
-                                     reinterpret_cast<void*>(v[6])));
-  });
+  const auto at = [&](int i) { return reinterpret_cast<void*>(v[i]); };
+  return answered(size, [&] { return cross_sum((int)v[0], v[1], v[2], v[3], at(4), at(5), at(6)); });
 }
 
 PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -213,8 +206,7 @@ PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "stream(from, bytes, to, bytes) takes four ints");
     return nullptr;
   }
-  for (int i = 0; i < 4; ++i)
-    if (!to_int(args[i], v[i])) return nullptr;
+  if (!to_ints(args, 4, v)) return nullptr;
   stream(reinterpret_cast<const void*>(v[0]), v[1], reinterpret_cast<void*>(v[2]), v[3]);
   Py_RETURN_NONE;
 }

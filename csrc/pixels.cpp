@@ -10,7 +10,6 @@ namespace everypool {
 namespace {
 
 constexpr int MOST_HOLDERS = 64;   // windows that hold one element
-constexpr int FLOAT_TAPS = 9;      // summed in float before they go to double
 
 // The windows of an axis that hold element i: low[i] to high[i] - 1.
 struct Holders {

@@ -33,7 +33,7 @@ bool grid_of(const Plan& plan, Grid& grid) {
 namespace {
 
 constexpr int64_t FLAT_KERNEL = 16;  // along an axis: sums are in float
-constexpr int64_t FLAT_BLOCKS = 128; // the same where blocks of sums are added
+constexpr int64_t FLAT_BLOCKS = 128;  // the same where blocks of sums are added
 constexpr int64_t BYTE = 256;        // taps that a byte tells apart
 
 // Windows over planes, not volumes, and not too large.
@@ -43,7 +43,8 @@ bool flat(const Grid& g, int64_t most = FLAT_KERNEL) {
 
 // Rows of windows that fill no vector, where a vector across planes is the better one.
 bool narrow(const Plan& plan, const Grid& g, bool training) {
-  const int64_t kernel = plan.op == SOFT && !training ? g.w.stride + 1 : 2 * g.w.stride;  // or weights are computed again for every window
+  // across planes a weight is computed again for every window that has it
+  const int64_t kernel = plan.op == SOFT && !training ? g.w.stride + 1 : 2 * g.w.stride;
   return g.w.out < LF && plan.N * plan.C >= LF && (g.w.kernel < kernel || g.w.n <= LF);
 }
 
@@ -51,7 +52,8 @@ bool narrow(const Plan& plan, const Grid& g, bool training) {
 bool weighted_forward(const Plan& plan, const Call& call) {
   Grid grid;
   grid_of(plan, grid);
-  if (plan.op == POWER ? rows_powers(plan, grid, call) : call.parameters == 1 && (by_blocks(SOFT, grid) ? rows_blocks : rows_soft)(plan, grid, call)) {
+  const auto loop = plan.op == POWER ? rows_powers : by_blocks(SOFT, grid) ? rows_blocks : rows_soft;
+  if (loop(plan, grid, call)) {
     if (call.save) general_flag(call) = 0;
     return true;
   }

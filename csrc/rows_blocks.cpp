@@ -243,6 +243,7 @@ template <class Rows, class F> bool in_bands(const Plan& plan, const Grid& g, co
 
 // false: there are values that need windows with a reference of their own
 template <class T> bool soft(const Plan& plan, const Grid& g, const Call& call) {
+  if (call.parameters != 1) return false;
   const float beta = (float)*call.parameter;
   struct Reference : Around {
     bool found = false;

@@ -104,7 +104,6 @@ constexpr int MOST_TAPS = 96;
 constexpr float LEAST = 1e-12f, MOST = 1e15f;  // power means beyond that have a gradient that float cannot hold on the way
 constexpr int DIRECT_ROWS = 6;   // more rows than that are folded step by step
 constexpr int DIRECT_TAPS = 8;   // of a sum
-constexpr int FLOAT_TAPS = 9;    // summed in float
 
 // the taps' vectors, element by element
 template <class Op> void merge_flat(const typename Op::E* const* taps, int m, int64_t count, typename Op::E* to) {

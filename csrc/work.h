@@ -9,6 +9,8 @@
 
 namespace everypool {
 
+constexpr int FLOAT_TAPS = 9;  // elements that are summed in float before they go to double
+
 // f(begin, end) on torch's threads; false where there was no memory
 template <class F> bool in_parallel(int64_t number, bool worth_it, const F& f) {
   struct Context {

@@ -35,7 +35,7 @@ class Corner:
         return self.run(POOL, maps, None)
 
     def run(self, what: int, maps: Sequence[Tensor], kept: Tensor | None) -> Tensor:
-        x, other = (maps[0].contiguous(), maps[-1].contiguous())
+        x, other = maps[0].contiguous(), maps[-1].contiguous()
         y = self.first.empty(self.first.place)
         self._call(what, x, other, y, y, kept)
         return y
