@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BASE := $(VENV)/base.stamp
 CLI := $(VENV)/cli.stamp
+DATA := $(VENV)/data.stamp
 ALL := $(VENV)/all.stamp
 
 # What is built for work here; a wheel has all. Of the AVX-512 loops lint sees to it that they would compile.
@@ -29,10 +30,11 @@ SANITIZER_ENV = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_ma
 # tests of pages, pictures and the comparison add nothing to what the loops are given
 UNSANITIZED := article compare docs show
 
-.PHONY: help compare test sanitize fuzz lint docs bench wheel clean
+.PHONY: help compare claims test sanitize fuzz lint docs bench wheel clean
 
 help:
 	@echo "make compare   compare poolings on real digits; writes report.html (ARGS=... goes to everypool compare)"
+	@echo "make claims    put the claims of the source article to the test; writes claims.html (ARGS=--quick for a first look)"
 	@echo "make test      run all tests (ARGS=... goes to pytest)"
 	@echo "make sanitize  build the compiled loops with address and undefined-behaviour sanitizers and run their tests (ARGS=... goes to pytest)"
 	@echo "make fuzz      give the compiled loops a million hostile plans (ARGS=... goes to tests/fuzz_loops.py)"
@@ -44,6 +46,9 @@ help:
 
 compare: $(CLI)
 	$(BIN)/everypool compare $(ARGS)
+
+claims: $(DATA)
+	$(BIN)/everypool claims $(ARGS)
 
 test: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
@@ -75,7 +80,7 @@ wheel: $(ALL)
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis report.html
+	rm -rf $(VENV) build dist docs/_build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis report.html claims.html runs
 
 # torch and the build backend come first, pinned: a build in isolation would fetch a torch of its own
 $(BASE): constraints.txt
@@ -89,6 +94,13 @@ $(CLI): $(BASE) pyproject.toml
 	EVERYPOOL_BUILD=$(SETS) $(PIP) --no-build-isolation --editable '.[cli]'
 	@touch $@
 
+$(DATA): $(BASE) pyproject.toml
+	EVERYPOOL_BUILD=$(SETS) $(PIP) --no-build-isolation --editable '.[cli,data]'
+	@touch $@ $(CLI)
+
+# timm without what it depends on, since its torchvision wants another build of torch; the study gets along with it
 $(ALL): $(BASE) pyproject.toml
 	EVERYPOOL_BUILD=$(SETS) $(PIP) --no-build-isolation --editable '.[all]'
-	@touch $@ $(CLI)
+	$(PIP) huggingface-hub safetensors pyyaml
+	$(PIP) --no-deps timm torchvision
+	@touch $@ $(CLI) $(DATA)

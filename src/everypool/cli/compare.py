@@ -3,216 +3,250 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console
 from rich.table import Table
 
-from everypool.study.model import checked_pool
+from everypool import _check as check
+from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
+from everypool.study.engine import Deadline
+from everypool.study.executors import executor as executor_of
+from everypool.study.experiment import Experiment, Scale, experiments, missing
+from everypool.study.experiments import costs
+from everypool.study.nets import checked_pool
 from everypool.study.statistics import Interval
+from everypool.study.store import Store
 from everypool.study.summary import Study
+from everypool.study.trial import Value
 
-__all__ = ["command"]
+__all__ = ["command", "results_table"]
 
-DEFAULT = "max,avg,lp,soft,gem,center"
-
-
-class Stop:
-    """Ctrl-C as a flag that is looked at where it is safe to stop, so that nothing is left half done."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGINT, self.hear)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+POOLS = "max,avg,lp,soft,gem,center"
+OWN_POOLS = "original,max,avg,soft,gem"
+DEFAULT, OWN = "digits", "own"
+RESERVE = 6.0  # seconds of a budget that costs and the report take
+COLUMNS = {  # of the costs' experiment
+    "parameters": "para-\nmeters",
+    "multiply-adds": "mult-\nadds",
+    "answer": "answer\nµs",
+    "training": "train\nµs",
+    "training memory": "memory\nKiB",
+}
 
 
-def pools_of(ctx: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+def split_pools(text: str) -> list[str]:
     """max,gem:p=4,eps=1e-3,soft -> max | gem:p=4,eps=1e-3 | soft."""
     pools: list[str] = []
-    for piece in value.split(","):
+    for piece in text.split(","):
         if "=" in piece and ":" not in piece and pools:
             pools[-1] += f",{piece.strip()}"
         else:
             pools.append(piece.strip())
+    return pools
+
+
+def chosen_variants(experiment: Experiment, text: str | None) -> tuple[str, ...]:
+    """What is compared: variants of the experiment, or reducers where it takes any."""
+    if text is None:
+        if experiment.name == OWN:
+            return tuple(split_pools(OWN_POOLS))
+        return tuple(split_pools(POOLS)) if experiment.nd else tuple(experiment.variants)
+    pools = split_pools(text)
     for pool in pools:
+        if pools.count(pool) > 1:
+            raise click.BadParameter(f"{pool!r} is named twice.", param_hint="'--pool'")
+        if pool in experiment.variants:
+            continue
         try:
-            checked_pool(pool)
+            if not experiment.nd:
+                check.choice("--pool", pool, list(experiment.variants))
+            checked_pool(pool, experiment.nd)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             rule, _, got = str(error).partition(" must be ")
-            raise click.BadParameter(f"in {pool!r}, {rule} must be {got}" if got else f"{pool!r}: {error}") from error
-        if pools.count(pool) > 1:
-            raise click.BadParameter(f"{pool!r} is named twice.")
+            text = f"in {pool!r}, {rule} must be {got}" if got else f"{pool!r}: {error}"
+            raise click.BadParameter(text, param_hint="'--pool'") from error
     return tuple(pools)
 
 
-def writable(ctx: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """Found out before the work and not after it."""
-    if value is not None:
-        folder = value.absolute().parent
-        if value.is_dir() or not folder.is_dir() or not os.access(value if value.exists() else folder, os.W_OK):
-            raise click.BadParameter(f"must be a file that can be written, in a folder that exists, got {str(value)!r}.")
-    return value
+def chosen_measures(experiment: Experiment, text: str | None) -> tuple[str, ...]:
+    """Which measures are judged; "shift" stands for the first of its curve."""
+    if text is None:
+        return experiment.judged or tuple(experiment.measures)[:1]
+    names = []
+    for piece in text.split(","):
+        name = piece.strip()
+        of_curve = [n for n, measure in experiment.measures.items() if measure.curve == name]
+        if name not in experiment.measures and of_curve:
+            name = of_curve[0]
+        check.choice("--metric", name, list(experiment.measures))
+        names.append(name)
+    return tuple(dict.fromkeys(names))
 
 
 @click.command()
-@click.option("--pool", default=DEFAULT, show_default=True, callback=pools_of, metavar="NAME[:SETTING=VALUE],...",
-              help="Poolings to compare, such as max,gem:p=4,soft. The others are compared with the first.")  # fmt: skip
-@click.option("--seeds", default=8, show_default=True, type=click.IntRange(1, 1000), help="Networks trained per pooling.")
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1, 1000), help="Passes over the training images.")
+@click.argument("data", metavar="[DATA]", default=DEFAULT)
+@click.option(
+    "--model", metavar="SPEC", help="small, timm:NAME[@WEIGHTS] or FILE.py:FUNCTION; for data of your own.  [default: small]"
+)
+@click.option(
+    "--where", metavar="PLACE,...", help="Which of the model's poolings: stem, stage, head, or names.  [default: all]"
+)
+@click.option("--pool", metavar="NAME[:SETTING=VALUE],...",
+              help="Poolings to compare, such as max,gem:p=4,soft; the others are compared with the first. "
+              '"original" is a model as it is.')  # fmt: skip
+@click.option("--metric", metavar="NAME,...", help="Measures that are judged, such as accuracy,shift,rotation,noise.")
+@click.option("--seeds", default=10, show_default=True, type=click.IntRange(1, 1000), help="Networks trained per pooling.")
+@click.option("--epochs", type=click.IntRange(1, 100000), help="Passes over the training samples.  [default: the experiment's]")
+@click.option("--batch", type=click.IntRange(2, 1 << 20), help="Samples per training step, for data of your own.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="The highest learning rate, for data of your own.")
+@click.option(
+    "--size", type=click.IntRange(1, 1 << 16), help="Pixels per side that images are brought to.  [default: from the data]"
+)
+@click.option("--layout", metavar="LETTERS", help="Axes of arrays, such as NHW, NHWC or NCDHW.  [default: from their shape]")
+@click.option("--budget", callback=duration, metavar="TIME", help="Stop after this time, such as 90s, 10m or 1h30m.")
 @click.option("-o", "--output", default="report.html", show_default=True, callback=writable,
               type=click.Path(path_type=Path), help="The report.")  # fmt: skip
-@click.option("--results", callback=writable, type=click.Path(path_type=Path), metavar="FILE",
-              help="Keep every finished trial in FILE (JSON lines); trials that it has already are not run again.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1, 256), help="Processes that train side by side.  [default: one per core]")
+@click.option("--results", default="runs", show_default=True, type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Finished trials are kept here; those that it has already are not run again.")  # fmt: skip
+@click.option("--executor", default="local", show_default=True, metavar="WHERE",
+              help="Where trials run: local, dask://HOST:PORT, or fabric:devices=2,strategy=ddp.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where a trial computes: cpu, cuda, ...")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Local processes that train side by side.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
 def command(
-    pool: tuple[str, ...], seeds: int, epochs: int, output: Path, results: Path | None, jobs: int | None, as_json: bool
+    data: str,
+    model: str | None,
+    where: str | None,
+    pool: str | None,
+    metric: str | None,
+    seeds: int,
+    epochs: int | None,
+    batch: int | None,
+    rate: float | None,
+    size: int | None,
+    layout: str | None,
+    budget: float | None,
+    output: Path,
+    results: Path,
+    executor: str,
+    device: str,
+    jobs: int | None,
+    as_json: bool,
 ) -> int:
     """Which pooling should I use, and what does it cost?
 
-    Trains a small network on real digits with each pooling and several seeds; prints a table and writes a report with
-    plots and a conclusion. Ctrl-C stops early and reports what is finished.
+    Trains a network with each pooling and several seeds; prints a table and writes a report with plots and a conclusion.
+    Ctrl-C stops early and reports what is finished; the same command goes on from there.
+
+    DATA: nothing, for a small network on real digits in a minute; the name of an experiment (`everypool list --experiments`);
+    or data of your own: a folder with a folder of images for each class, an .npz with x and y, a NAME.npy beside
+    NAME.labels.npy, or a Parquet file with columns label and image or values.
     """
     stop = Stop()
     with stop.listening():
-        from everypool.study.data import load_digits
-
-        digits = load_digits()
-        study = Study(pool, seeds, epochs, len(digits.images))
-        console = Console(stderr=True)
-        train(study, digits, results, jobs or cores(), stop, console)
-        if not stop() and study.finished:
-            measure(study, digits, stop, console)
-        study.interrupted = stop()
-        if stop():
-            print("interrupted: reporting what is finished", file=sys.stderr)
-        from everypool.study import report
-
-        if study.finished or not output.exists():  # an earlier report is worth more than one of nothing
-            report.write(output, report.render(study, digits))
-        print_study(study, output, as_json)
-        for trial, message in study.failures:
-            print(f"everypool compare: {trial.pool}, seed {trial.seed}, failed: {message.strip()}", file=sys.stderr)
-        return 130 if stop() else 1 if study.failures else 0
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def train(study: Study, digits: Any, results: Path | None, jobs: int, stop: Callable[[], bool], console: Console) -> None:
-    """Run the trials that are not in the file of results, and show how far they are."""
-    from everypool.study.results import append, load
-    from everypool.study.workers import run_all
-
-    known, unread = load(results) if results is not None else ({}, 0)
-    if unread:
-        print(f"everypool compare: {unread} unreadable line(s) of {str(results)!r} are passed over", file=sys.stderr)
-    waiting = []
-    for trial in study.trials():
-        if trial.key() in known:
-            study.add(trial, known[trial.key()])
+        of_own = {"model": model, "where": where, "batch": batch, "rate": rate, "size": size, "layout": layout}
+        given = {name: value for name, value in of_own.items() if value is not None}
+        if data in experiments() and data != OWN and not given:
+            experiment, settings = built_in(data, epochs)
         else:
-            waiting.append(trial)
-    with progress(study, len(waiting) * study.epochs, console) as advance:
-        for event in run_all(waiting, digits, jobs, stop):
-            if event.outcome is not None:
-                if results is not None:
-                    append(results, event.trial, event.outcome)
-                study.add(event.trial, event.outcome)
-            elif event.failure is not None:
-                study.failures.append((event.trial, event.failure))
-            advance(event.outcome is None and event.failure is None)
+            experiment, settings = of_the_user(data, given if epochs is None else {**given, "epochs": epochs})
+        study = Study(
+            experiment, Scale(seeds, settings), chosen_variants(experiment, pool), chosen_measures(experiment, metric)
+        )
+        return carry_out(
+            study, output, Store(results, command_line()), executor, device, jobs or cores(), budget, stop, as_json
+        )
 
 
-@contextmanager
-def progress(study: Study, epochs: int, console: Console) -> Iterator[Callable[[bool], None]]:
-    """A bar and the table so far, on a terminal; elsewhere nothing. Yields what to call when something has happened."""
-    if not console.is_terminal or not epochs:
-        yield lambda epoch: None
-        return
-    bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), console=console
+def built_in(name: str, epochs: int | None) -> tuple[Experiment, dict[str, Value]]:
+    """An experiment by its name, and its settings."""
+    experiment = experiments()[name]
+    for module in missing(experiment):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    settings = dict(experiment.quick.settings)
+    if epochs is not None:
+        if "epochs" not in settings:
+            raise check.invalid("--epochs", f"left out: {name} has none", epochs)
+        settings["epochs"] = epochs
+    return experiment, settings
+
+
+def of_the_user(data: str, given: dict[str, Any]) -> tuple[Experiment, dict[str, Value]]:
+    """The experiment on data of the user's, found to fit together before anything is trained."""
+    from everypool.study.experiments import own
+
+    settings, samples = own.prepared(data, **given)
+    if samples.skipped:
+        print(f"everypool compare: {len(samples.skipped)} file(s) that cannot be read are left out:", file=sys.stderr)
+        for path, why in samples.skipped:
+            print(f"  {path}: {why}", file=sys.stderr)
+    return own.described(settings, samples), settings
+
+
+def carry_out(
+    study: Study,
+    output: Path,
+    store: Store,
+    executor: str,
+    device: str,
+    jobs: int,
+    budget: float | None,
+    stop: Stop,
+    as_json: bool,
+) -> int:
+    """Train, measure the costs, report."""
+    from everypool.study import report
+
+    console = Console(stderr=True)
+    deadline = Deadline(stop, None if budget is None else max(budget - RESERVE, budget / 2))
+    run_studies(
+        [study], executor_of(executor, jobs=jobs, device=device), store, deadline, console, lambda: results_table(study)
     )
-    task: TaskID = bar.add_task("training", total=epochs)
-    with Live(Group(results_table(study), bar), console=console, transient=True, refresh_per_second=5) as live:
-
-        def advance(epoch: bool) -> None:
-            if epoch:
-                bar.advance(task)
-            else:
-                live.update(Group(results_table(study), bar))
-
-        yield advance
-
-
-def measure(study: Study, digits: Any, stop: Callable[[], bool], console: Console) -> None:
-    """Costs, now that no trial is running."""
-    import torch
-
-    from everypool.study.measures import measure_costs
-    from everypool.study.model import build
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(0)
-        models = {pool: build(pool) for pool in study.pools}
-        with console.status("measuring time and memory") if console.is_terminal else nullcontext():
-            study.costs = measure_costs(models, digits.images[:64], digits.labels[:64], stopped=stop)
-    finally:
-        torch.set_num_threads(threads)
+    cost = None
+    if study.finished and study.experiment.sample is not None and not stop():
+        measures = ("training", "training memory")
+        cost = Study(costs.EXPERIMENT, costs.scale(study.trials()[0], device), study.variants, measures)
+        alone = executor_of("local", jobs=1, device=device)
+        run_studies([cost], alone, store, stop, console, lambda: results_table(study))
+    if stop():
+        print("interrupted: reporting what is finished", file=sys.stderr)
+    if study.finished or not output.exists():  # an earlier report is worth more than one of nothing
+        page = report.Page([study], [cost] if cost is not None else [], store.command)
+        page.interrupted = "it was interrupted" if stop() else "the budget was used up" if deadline.passed else ""
+        report.write(output, report.render(page))
+    print_study(study, cost, output, as_json)
+    for trial, message in study.failures + (cost.failures if cost is not None else []):
+        print(f"everypool compare: {trial.variant}, seed {trial.seed}, failed: {message.strip()}", file=sys.stderr)
+    return 130 if stop() else 1 if study.failures else 0
 
 
-def results_table(study: Study) -> Table:
+def results_table(study: Study, cost: Study | None = None) -> Table:
     """At most 80 columns wide as long as the names are short."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
     table.add_column("pooling", no_wrap=True, overflow="fold")
-    for heading in (
-        "accuracy\n%",
-        "shift\nagreement %",
-        "para-\nmeters",
-        "mult-\nadds",
-        "answer\nµs",
-        "train\nµs",
-        "memory\nKiB",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for name in study.judged:
+        measure = study.measure(name)
+        table.add_column(f"{name}\n{measure.unit}", justify="right", no_wrap=True)
+    if study.experiment.sample is not None:
+        for heading in COLUMNS.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+    costs_of = {row.variant: row for row in cost.rows()} if cost is not None else {}
     for row in study.rows():
-        cells = [row.pool]
-        for name, spread in row.intervals.items():
-            cells.append(f"{shown(spread)} {row.mark(name) or ' '}")
-        if row.cost is not None:
-            memory = row.cost.training_bytes
-            cells += [f"{row.cost.parameters:,}", f"{row.cost.multiply_adds:,}", f"{row.cost.inference_us:.0f}"]
-            cells += [f"{row.cost.training_us:.0f}", "—" if memory is None else f"{memory / 1024:.0f}"]
-        else:
-            cells += ["—"] * 5
+        cells = [row.variant, *(f"{shown(row.intervals[name])} {row.mark(name) or ' '}" for name in study.judged)]
+        if study.experiment.sample is not None:
+            own = costs_of.get(row.variant)
+            cells += ["—" if own is None else amount(own.intervals[name]) for name in COLUMNS]
         table.add_row(*cells)
     return table
+
+
+def amount(spread: Interval) -> str:
+    return f"{spread.mean:,.0f}" if spread.count else "—"
 
 
 def shown(spread: Interval) -> str:
@@ -222,15 +256,16 @@ def shown(spread: Interval) -> str:
     return f"{spread.mean:.1f}" if spread.count == 1 else f"{spread.mean:.1f} ± {spread.half:.1f}"
 
 
-def print_study(study: Study, output: Path, as_json: bool) -> None:
+def print_study(study: Study, cost: Study | None, output: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(study.record(), allow_nan=False, indent=1))
+        record = {**study.record(), "costs": None if cost is None else cost.record()}
+        print(json.dumps(record, allow_nan=False, indent=1))
         return
     console = Console()
-    console.print(results_table(study))
+    console.print(results_table(study, cost))
     if study.finished < study.planned:
         console.print(f"Partial: {study.finished} of {study.planned} trials were finished.", highlight=False)
-    for pool in study.diverged():
-        console.print(f"{pool} did not learn in every trial: its loss was not finite.", highlight=False, markup=False)
+    for variant in study.diverged():
+        console.print(f"{variant} did not learn in every trial: its loss was not finite.", highlight=False, markup=False)
     console.print(study.conclusion(), highlight=False, markup=False)
     console.print(f"Report: {output}", highlight=False, markup=False)

@@ -12,9 +12,11 @@ from everypool import _check as check
 __all__ = ["COMMANDS", "group"]
 
 COMMANDS = {
+    "claims": "Put the claims of the source article to the test.",
     "compare": "Train a small network with each pooling; table and report.html.",
     "doctor": "What is installed, what runs, and what is missing.",
     "list": "All operations in one table.",
+    "report": "The report of finished trials, once more.",
     "show": "A picture of what an operation does to a photograph.",
 }
 

@@ -25,12 +25,18 @@ SHOWN = ("name", "kind", "summary", "formula", "source", "names", "nd", "paramet
 @click.command("list")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="One kind only.")
 @click.option("--nd", type=click.IntRange(1, 3), help="Only what pools this many spatial axes.")
+@click.option("--experiments", "of_experiments", is_flag=True, help="The experiments of compare and claims instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON instead of a table.")
-def command(kind: str | None, nd: int | None, as_json: bool) -> None:
+def command(kind: str | None, nd: int | None, of_experiments: bool, as_json: bool) -> None:
     """All operations: what they give, their formula, parameters and names.
 
     Any reducer works with any windows: everypool.pool(x, "soft:beta=2", everypool.Pyramid((1, 2, 4))).
     """
+    if of_experiments:
+        if kind is not None or nd is not None:
+            raise click.UsageError("--experiments stands alone.")
+        print_experiments(as_json)
+        return
     chosen = [op for op in operations().values() if kind in (None, op.kind) and (nd is None or nd in op.nd)]
     chosen.sort(key=lambda op: (list(KINDS).index(op.kind), op.name))
     if as_json:
@@ -43,6 +49,25 @@ def command(kind: str | None, nd: int | None, as_json: bool) -> None:
             console.print(f"\n[bold]{heading}[/bold]", highlight=False)
             console.print(table(rows))
     console.print(f"\n{len(chosen)} operations; everypool show NAME draws one, --json lists every function and layer.")
+
+
+def print_experiments(as_json: bool) -> None:
+    """What `compare` and `claims` can run."""
+    from everypool.study.experiment import experiments
+
+    own = ("name", "summary", "data", "variants", "recipe", "needs")
+    records = [{name: getattr(experiment, name) for name in own} for experiment in experiments().values()]
+    records.sort(key=lambda record: record["name"])
+    if as_json:
+        measures = {name: list(experiment.measures) for name, experiment in experiments().items()}
+        print(json.dumps([{**r, "measures": measures[r["name"]]} for r in records], ensure_ascii=False, indent=1))
+        return
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
+    made.add_column("name", no_wrap=True)
+    made.add_column("what it does, and compares", ratio=1)
+    for r in records:
+        made.add_row(r["name"], escape(f"{r['summary']} [{', '.join(r['variants'])}]"))
+    Console().print(made)
 
 
 def record(operation: Operation) -> dict[str, Any]:

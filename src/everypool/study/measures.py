@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from everypool.study.data import SHIFTS, shifted
+from everypool.study.train import Inputs, predict
 
 __all__ = [
-    "Cost",
     "accuracy",
-    "measure_costs",
+    "agreement",
+    "costs",
     "multiply_adds",
     "parameters",
     "peak_memory",
     "predicted",
-    "shift_agreement",
+    "training_time",
 ]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one pooling costs; times and bytes are per image."""
-
-    parameters: int
-    multiply_adds: int
-    inference_us: float
-    training_us: float
-    pooling_us: float
-    inference_bytes: float | None
-    training_bytes: float | None
+def predicted(model: nn.Module, inputs: Inputs, count: int | None = None) -> Tensor:
+    """The class of each sample (N,)."""
+    return predict(model, inputs, count).argmax(1)
 
 
-@torch.inference_mode()
-def predicted(model: nn.Module, images: Tensor) -> Tensor:
-    """The class of each image (N,)."""
-    classes: Tensor = model(images).argmax(1)
-    return classes
+def accuracy(model: nn.Module, inputs: Inputs, labels: Tensor) -> float:
+    """The share of samples whose predicted class is right, in percent."""
+    return 100 * (predicted(model, inputs, len(labels)) == labels).to(torch.float64).mean().item()
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images whose predicted class is right."""
-    return (predicted(model, images) == labels).to(torch.float64).mean().item()
-
-
-def shift_agreement(model: nn.Module, images: Tensor) -> float:
-    """The share of images whose predicted class stays the same under a shift by one pixel, averaged over four directions."""
-    before = predicted(model, images)
-    same = [predicted(model, shifted(images, *shift)) == before for shift in SHIFTS]
-    return torch.stack(same).to(torch.float64).mean().item()
+def agreement(model: nn.Module, samples: Tensor, changed: Sequence[Tensor]) -> float:
+    """The share of samples whose predicted class stays what it is without the change, averaged over the changes, in percent."""
+    before = predicted(model, samples)
+    same = [predicted(model, other) == before for other in changed]
+    return 100 * torch.stack(same).to(torch.float64).mean().item()
 
 
 def parameters(model: nn.Module) -> int:
@@ -93,66 +78,54 @@ def peak_memory(call: Callable[[], object]) -> int | None:
     return highest
 
 
-def measure_costs(
-    models: dict[str, nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    rounds: int = 3,
-    budget: float = 0.05,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, Cost]:
-    """The cost of each model on one batch. Call it when nothing else runs.
+def training_time(model: nn.Module, samples: Tensor, labels: Tensor, *, rounds: int = 5) -> float:
+    """Processor time of a training step without the optimizer's part, in microseconds per sample: the best of some rounds.
 
-    The models take turns, and each one's best turn counts, so that a machine that is slow for a while does no one wrong.
+    It leaves the model's parameters as they are, and its batch statistics moved.
+    """
+    step, _, _ = calls(model, samples, labels)
+    step()
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        step()
+        times.append(time.process_time() - began)
+    return 1e6 * min(times) / len(samples)
+
+
+def costs(model: nn.Module, inputs: Tensor, labels: Tensor, *, budget: float = 0.03) -> dict[str, float]:
+    """What one batch costs, per sample: microseconds of an answer, of a training step without the optimizer's part and of the
+    pooling layers alone (forward and backward), and the most KiB held at once in an answer and in a training step.
 
     Args:
-        models: by name; they are trained a little on the way.
-        images: one batch.
+        model: trained a little on the way.
+        inputs: one batch, on the model's device.
         labels: its classes.
-        rounds: how often each one's turn comes.
-        budget: seconds for each of three times in each turn.
-        stopped: asked between turns; once it says yes only what is complete is returned.
+        budget: seconds for each of the three times.
     """
-    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in models}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            if stopped():
-                return {}
-            step, answer, pooling = calls(model, images, labels)
-            if turn == 0:  # the first calls of all prepare what later ones reuse
-                step(), answer(), pooling()
-                continue
-            per_image = 1e6 / len(images)
-            times[name].append(
-                (
-                    seconds_per_call(answer, budget) * per_image,
-                    seconds_per_call(step, budget) * per_image,
-                    seconds_per_call(pooling, budget) * per_image,
-                )
-            )
-    costs = {}
-    for name, model in models.items():
-        step, answer, _ = calls(model, images, labels)
-        inference = peak_memory(answer)
-        model.zero_grad(set_to_none=True)  # freed before, or the profiler would see a block go that it never saw come
-        training = peak_memory(step)
-        answer_us, step_us, pooling_us = (min(column) for column in zip(*times[name], strict=True))
-        costs[name] = Cost(
-            parameters=parameters(model),
-            multiply_adds=multiply_adds(model.eval(), images[:1]),
-            inference_us=answer_us,
-            training_us=step_us,
-            pooling_us=pooling_us,
-            inference_bytes=None if inference is None else inference / len(images),
-            training_bytes=None if training is None else training / len(images),
-        )
-    return costs
+    step, answer, pooling = calls(model, inputs, labels)
+    step(), answer(), pooling()  # the first calls of all prepare what later ones reuse
+    per_sample = 1e6 / len(inputs)
+    times = {
+        name: seconds_per_call(call, budget, inputs.device) * per_sample
+        for name, call in (("answer", answer), ("training", step), ("pooling", pooling))
+    }
+    inference = peak_memory(answer)
+    model.zero_grad(set_to_none=True)  # freed before, or the profiler would see a block go that it never saw come
+    training = peak_memory(step)
+    per_sample = 1 / 1024 / len(inputs)
+    return {
+        **times,
+        "answer memory": math.nan if inference is None else inference * per_sample,
+        "training memory": math.nan if training is None else training * per_sample,
+        "parameters": parameters(model),
+        "multiply-adds": multiply_adds(model.eval(), inputs[:1]),
+    }
 
 
 def calls(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Callable[[], None], ...]:
     """A training step without the optimizer's part; the answers to a batch; the pooling layers alone, forward and backward."""
-    pooled = [(module, torch.rand(shape)) for module, shape in pooling_layers(model, images)]
+    pooled = [(module, torch.rand(shape, device=images.device)) for module, shape in pooling_layers(model, images)]
 
     def step() -> None:
         model.train()
@@ -188,12 +161,14 @@ def pooling_layers(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, to
     return found
 
 
-def seconds_per_call(call: Callable[[], None], budget: float) -> float:
+def seconds_per_call(call: Callable[[], None], budget: float, device: torch.device) -> float:
     """The median over as many calls as fit into the budget, three at least."""
     spent: list[float] = []
     end = time.perf_counter() + budget
     while len(spent) < 3 or time.perf_counter() < end:
         began = time.perf_counter()
         call()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         spent.append(time.perf_counter() - began)
     return statistics.median(spent)

@@ -1,33 +1,36 @@
-"""The report's figures: SVG whose colours and fonts are those of the page around it."""
+"""The report's figures: SVG whose colours and fonts are those of the page around it, as wide as a phone's screen."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from torch import Tensor
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from everypool.factory import create
-from everypool.study.data import shifted
-from everypool.study.summary import Row
+from everypool.study.labels import placed, ticks
+from everypool.study.statistics import Difference, Interval
 
-__all__ = ["cost_figure", "difference_figure", "figure_svg", "result_figure", "tile"]
+__all__ = ["SERIES", "curves", "differences", "dots", "figure_svg", "scatter", "stretches"]
 
-# drawn in these colours, which no grey picture has, and replaced by the page's own
+SERIES = 8  # colours of lines
+# drawn in these colours, which no picture has, and replaced by the page's own
 PAGE = {"#fe0101": "var(--ink)", "#fe0202": "var(--muted)", "#fe0303": "var(--accent)", "#fe0404": "var(--grid)"}
-INK, MUTED, ACCENT, GRID = PAGE
+PAGE |= {f"#fe05{i:02x}": f"var(--series{i})" for i in range(SERIES)}
+INK, MUTED, ACCENT, GRID, *COLORS = PAGE
+SIZE = 14  # of letters; WIDTH and all lengths are in the same unit, about a pixel on a phone
+WIDTH = 330
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "everypool",
-    "font.size": 10,
+    "figure.dpi": 72,
+    "font.size": SIZE,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "xtick.color": GRID,
@@ -38,7 +41,10 @@ SETTINGS: Any = {
     "grid.color": GRID,
     "text.parse_math": False,
 }
-WIDTH = 4.6
+LETTER = 0.56 * SIZE  # width of one, on the average
+DOTS = 60  # drawn per row at most
+MARKERS = "osD^vPX*"
+DASHES: Any = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 def figure_svg(figure: Figure, name: str, description: str) -> str:
@@ -48,8 +54,11 @@ def figure_svg(figure: Figure, name: str, description: str) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nobody refers to them
+    svg = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
@@ -58,97 +67,154 @@ def figure_svg(figure: Figure, name: str, description: str) -> str:
     for drawn, shown in PAGE.items():
         svg = svg.replace(drawn, shown)
     title = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.strip().replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
-def empty_figure(rows: Sequence[Row], xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.8 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(rows)), [row.pool for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(xlabel)
-    axes.tick_params(length=0)
-    axes.grid(axis="x", linewidth=0.6)
+def canvas(height: float, *, left: float, top: float = 8.0, bottom: float = 44.0, right: float = 12.0) -> tuple[Figure, Axes]:
+    """Axes with these margins."""
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    axes = figure.add_axes((left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height))
     axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.set_facecolor("none")
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     return figure, axes
 
 
-def result_figure(rows: Sequence[Row], measure: str, xlabel: str) -> Figure:
+def wrapped(name: str, width: int = 16) -> str:
+    return "\n".join(textwrap.wrap(name, width)) or name
+
+
+def by_row(names: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
+    """A row for each name."""
+    labels = [wrapped(name) for name in names]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    step = 18 + 15 * max(1 + label.count("\n") for label in labels)
+    figure, axes = canvas(52 + step * len(names), left=12 + LETTER * longest)
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", linewidth=0.8)
+    return figure, axes
+
+
+def dots(rows: Sequence[tuple[str, Sequence[float], Interval]], xlabel: str) -> Figure:
     """Every trial as a dot, the mean over seeds with its interval as a line."""
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = empty_figure(rows, xlabel)
-        for y, row in enumerate(rows):
-            values = [getattr(outcome, measure) for outcome in row.outcomes.values()]
-            axes.scatter(values, [y + 0.14] * len(values), s=12, color=ACCENT, alpha=0.5, linewidths=0)
-            spread = row.intervals[measure]
-            if values:
-                whiskers(axes, y - 0.1, spread.mean, spread.low, spread.high, INK)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        figure, axes = by_row([name for name, _, _ in rows], xlabel)
+        for y, (_, values, spread) in enumerate(rows):
+            shown = sorted(values)
+            if len(shown) > DOTS:  # the shape of many is that of some
+                shown = [shown[round(i * (len(shown) - 1) / (DOTS - 1))] for i in range(DOTS)]
+            axes.scatter(shown, [y + 0.17] * len(shown), s=24, color=ACCENT, alpha=0.5, linewidths=0)
+            whiskers(axes, y - 0.13, spread, INK)
+        numbered(axes)
         return figure
 
 
-def difference_figure(rows: Sequence[Row], measure: str, xlabel: str) -> Figure:
-    """Paired differences from the first pooling with intervals that hold together."""
+def differences(found: Sequence[Difference], xlabel: str) -> Figure:
+    """Paired differences from the first variant with their intervals; those that chance does not explain stand out."""
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = empty_figure(rows[1:], xlabel)
-        axes.axvline(0, color=MUTED, linewidth=1)
-        for y, row in enumerate(rows[1:]):
-            difference = row.differences[measure]
-            spread = difference.interval
-            if spread.count:
-                whiskers(axes, y, spread.mean, spread.low, spread.high, ACCENT if difference.found else MUTED)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        figure, axes = by_row([difference.variant for difference in found], xlabel)
+        axes.axvline(0, color=MUTED, linewidth=1.2)
+        for y, difference in enumerate(found):
+            whiskers(axes, y, difference.interval, ACCENT if difference.found else MUTED, "o" if difference.found else "|")
+        numbered(axes)
         return figure
 
 
-def cost_figure(rows: Sequence[Row], kinds: dict[str, tuple[str, str]], xlabel: str) -> Figure:
-    """Costs on a logarithmic axis; `kinds`: attribute of `Cost` -> (label, marker)."""
+def whiskers(axes: Axes, y: float, spread: Interval, color: str, marker: str = "o") -> None:
+    if spread.count == 0:
+        return
+    if math.isfinite(spread.low):
+        axes.plot([spread.low, spread.high], [y, y], color=color, linewidth=2, solid_capstyle="round")
+    axes.plot([spread.mean], [y], marker, color=color, markersize=8 if marker == "o" else 12, markeredgewidth=2)
+
+
+def numbered(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def plain(value: float, _: object = None) -> str:
+    return f"{value:,.6g}".replace("-", "−")
+
+
+def scatter(points: Sequence[tuple[str, Interval, Interval]], xlabel: str, ylabel: str) -> Figure:
+    """Costs (to the right, on a logarithmic axis) and what is got for them (upwards), each with its interval and name."""
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = empty_figure(rows, xlabel)
+        figure, axes = canvas(300, left=54, top=30)
+        axes.text(-0.12, 1.02, ylabel, transform=axes.transAxes, color=MUTED, ha="left", va="bottom")
+        axes.set_xlabel(xlabel)
         axes.set_xscale("log")
-        for (name, (label, marker)), color in zip(kinds.items(), (ACCENT, INK, MUTED), strict=False):
-            points = [(scaled(row, name), y) for y, row in enumerate(rows) if row.cost is not None]
-            xs, ys = [x for x, _ in points], [y for _, y in points]
-            axes.scatter(xs, ys, s=34, marker=marker, color=color, label=label, linewidths=0, zorder=3)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(which="minor", length=0)
-        figure.legend(loc="outside upper left", ncols=len(kinds), frameon=False, fontsize=9, handletextpad=0.1, columnspacing=1)
+        xs, ys = [x.mean for _, x, _ in points], [y.mean for _, _, y in points]
+        ends = [v for _, _, y in points for v in (y.mean, y.low, y.high) if math.isfinite(v)]
+        room = (max(ends) - min(ends)) * 0.08 or 1.0
+        low, high = min(xs), max(xs)
+        axes.set_xlim(low * (low / high) ** 0.08 / 1.03, high * (high / low) ** 0.25 * 1.06)
+        axes.set_ylim(min(ends) - room, max(ends) + room)
+        for _, x, y in points:
+            if math.isfinite(y.low):
+                axes.plot([x.mean, x.mean], [y.low, y.high], color=MUTED, linewidth=1.2)
+            axes.plot([x.mean], [y.mean], "o", color=ACCENT, markersize=9)
+        axes.grid(linewidth=0.8)
+        axes.xaxis.set_major_locator(FixedLocator(ticks(*axes.get_xlim())))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(plain))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        where = [(float(a), float(b)) for a, b in axes.transData.transform(list(zip(xs, ys, strict=True)))]
+        box = axes.bbox
+        sizes = [(LETTER * len(name), SIZE + 2.0) for name, _, _ in points]
+        heights = axes.transData.transform([(x.mean, v) for _, x, y in points for v in (y.low, y.high)])[:, 1]
+        bars = [(x - 3.0, low, x + 3.0, high) for (x, _), low, high in zip(where, heights[::2], heights[1::2], strict=True)]
+        corners = placed(where, sizes, (box.x0, box.y0, box.x1, box.y1), [bar for bar in bars if math.isfinite(bar[1])])
+        for (name, _, _), (left, bottom) in zip(points, corners, strict=True):
+            x, y = axes.transAxes.inverted().transform((left, bottom))
+            axes.text(x, y, name, transform=axes.transAxes, ha="left", va="bottom", fontsize=SIZE, linespacing=1)
         return figure
 
 
-def scaled(row: Row, name: str) -> float:
-    value = getattr(row.cost, name)
-    return math.nan if value is None else value / 1024 if name.endswith("bytes") else value
-
-
-def whiskers(axes: Axes, y: float, mean: float, low: float, high: float, color: str) -> None:
-    if math.isfinite(low) and math.isfinite(high):
-        axes.plot([low, high], [y, y], color=color, linewidth=1.6, solid_capstyle="round")
-    axes.scatter([mean], [y], s=30, color=color, zorder=3, linewidths=0)
-
-
-def tile(image: Tensor, pool: str | None) -> Figure:
-    """A digit (1, 1, H, W), or what a pooling makes of it; below, the same after a shift to the right by one pixel."""
-    inputs = [image, shifted(image, 0, 1)]
-    if pool is not None:
-        layer = create(pool, nd=2, kernel_size=2, stride=2)
-        with torch.no_grad():
-            inputs = [layer(x) for x in inputs]
+def curves(lines: Sequence[tuple[str, Sequence[tuple[float, Interval]]]], xlabel: str, ylabel: str) -> Figure:
+    """A line for each name, told apart by colour, marker and dash, with its interval as a light band."""
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(1.0, 2.1))
-        for axes, picture in zip(figure.subplots(2, 1, gridspec_kw={"hspace": 0.08}).flat, inputs, strict=True):
-            draw(axes, picture[0, 0])
-        figure.subplots_adjust(0.02, 0.01, 0.98, 0.99)
+        columns = 2 if max(len(name) for name, _ in lines) <= 14 else 1
+        legend = 20 * math.ceil(len(lines) / columns)
+        figure, axes = canvas(285 + legend, left=54, top=legend + 34)
+        axes.text(-0.12, 1.02, ylabel, transform=axes.transAxes, color=MUTED, ha="left", va="bottom")
+        for i, (name, points) in enumerate(lines):
+            known = [(at, spread) for at, spread in points if spread.count]
+            xs = [at for at, _ in known]
+            color = COLORS[i % SERIES]
+            banded = [(at, s.low, s.high) for at, s in known if math.isfinite(s.low)]
+            at, low, high = ([point[k] for point in banded] for k in range(3))
+            axes.fill_between(at, low, high, color=color, alpha=0.07, linewidth=0)
+            style = {"linestyle": DASHES[(i + i // SERIES) % len(DASHES)], "marker": MARKERS[i % SERIES]}
+            fill = color if i < SERIES else "none"
+            axes.plot(xs, [s.mean for _, s in known], color=color, lw=2, ms=7, mfc=fill, label=name, **style)
+        axes.set_xlabel(xlabel)
+        axes.set_xticks(sorted({at for _, points in lines for at, _ in points}))
+        axes.xaxis.set_major_formatter(FuncFormatter(plain))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.grid(axis="y", linewidth=0.8)
+        figure.legend(
+            loc="upper left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=SIZE, handlelength=2.6,
+            borderpad=0.2, labelspacing=0.2, columnspacing=1.2,
+        )  # fmt: skip
         return figure
 
 
-def draw(axes: Any, picture: Tensor) -> None:
-    """Squares from white to black, at the picture's own scale."""
-    axes.pcolormesh(picture.flip(0).numpy(), cmap="Greys", edgecolors="face", linewidth=0.3)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
+def stretches(lines: Sequence[Sequence[float]]) -> Figure:
+    """A series above the same after a shift, in small."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(WIDTH / 72, 1.4))
+        axes = figure.add_axes((0.01, 0.03, 0.98, 0.94))
+        axes.set_axis_off()
+        for values, color, dash in zip(lines, (INK, ACCENT), DASHES, strict=False):
+            axes.plot(range(len(values)), values, color=color, linewidth=2, linestyle=dash, drawstyle="steps-mid")
+        axes.margins(x=0)
+        return figure

@@ -3,42 +3,74 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
+import re
 import tempfile
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from everypool.study.data import Digits
-from everypool.study.plots import cost_figure, difference_figure, figure_svg, result_figure, tile
-from everypool.study.statistics import Interval, signed
-from everypool.study.summary import Row, Study
+from everypool.study import figures, provenance, samples, tables
+from everypool.study.claims import Verdict
+from everypool.study.experiments import costs
+from everypool.study.summary import Study, listed
 
-__all__ = ["render", "write"]
+__all__ = ["Page", "cost_of", "notices", "render", "title", "write"]
 
-TITLES = {"accuracy": "Accuracy", "shift": "Shift agreement"}
+FEWEST = 6  # pairs with which a permutation test can come out below 0.05
+NETWORK = 4000  # letters of a network that are still worth reading
 
 
-def render(study: Study, digits: Digits | None) -> str:
+@dataclass
+class Page:
+    """What a report is made of.
+
+    Args:
+        studies: one section each.
+        costs: studies of the experiment "costs", of any of their experiments.
+        command: what was typed, in one line or more.
+        verdicts: on claims; with them the page opens.
+        interrupted: why the run is partial, such as "the budget was used up".
+    """
+
+    studies: Sequence[Study]
+    costs: Sequence[Study]
+    command: str
+    verdicts: Sequence[Verdict] = ()
+    interrupted: str = ""
+
+
+def title(page: Page) -> str:
+    return "Claims about pooling, measured" if page.verdicts else "Which pooling, and what does it cost?"
+
+
+def render(page: Page) -> str:
     """The page as text."""
-    template = files("everypool.study").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(spread=spread, signed=signed, grouped=lambda n: f"{n:,}")
-    rows = study.rows()
-    return environment.from_string(template).render(
-        study=study,
-        rows=rows,
-        conclusion=study.conclusion(),
-        figures=figures(rows, study),
-        tiles=[] if digits is None else tiles(study, digits),
-        level_each=1 - 0.05 / max(1, len(study.differences())),
-        machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}",
-        data=Markup(json.dumps(study.record(), allow_nan=False).replace("<", "\\u003c")),
+    environment = Environment(
+        loader=PackageLoader("everypool.study", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    everything = [*page.studies, *page.costs]
+    return environment.get_template("page.html.jinja").render(
+        title=title(page),
+        page=page,
+        notices=notices(page),
+        counted=tables.counted(page.verdicts) if page.verdicts else "",
+        lines=tables.lines(page.verdicts, page.studies),
+        chances=tables.chances,
+        sections=[section(page, study, name) for study, name in zip(page.studies, names(page.studies), strict=True)],
+        links=dict(zip((study.experiment.name for study in page.studies), names(page.studies), strict=True)),
+        versions=provenance.versions(),
+        hardware=provenance.hardware(everything),
+        data=Markup(json.dumps(record(page), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")),
     )
 
 
@@ -57,69 +89,143 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def spread(value: Interval) -> str:
-    """98.9 ± 0.4, or as much of it as is known."""
-    if value.count == 0:
-        return "—"
-    return f"{value.mean:.1f}" if value.count == 1 else f"{value.mean:.1f} ± {value.half:.1f}"
+def names(studies: Sequence[Study]) -> list[str]:
+    """An identifier for each; an experiment may be there with several settings."""
+    plain = [re.sub(r"[^a-z0-9]+", "-", study.experiment.name.lower()) for study in studies]
+    return [name if plain.count(name) == 1 else f"{name}-{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
 
 
-def figures(rows: list[Row], study: Study) -> list[dict[str, Any]]:
-    """Each with a title, a caption and the drawing."""
-    made: list[dict[str, Any]] = []
-    if not study.finished:
-        return made
-    for measure, title in TITLES.items():
-        words = "; ".join(f"{row.pool} {spread(row.intervals[measure])}" for row in rows)
-        drawing = figure_svg(result_figure(rows, measure, "% of test images"), measure, f"{title} in percent: {words}")
-        made.append(
-            {"title": title, "caption": "Dots: one trained network each. Line: mean and its 95 % interval.", "svg": drawing}
+def cost_of(page: Page, study: Study) -> Study | None:
+    """The costs of that study's trials; one machine's, as times of several cannot be compared."""
+    own = [c for c in page.costs if c.finished and c.scale.settings.get(costs.OF) == study.experiment.name]
+    apart = costs.OF, costs.MACHINE
+    alike = [
+        c for c in own if {k: v for k, v in c.scale.settings.items() if k not in apart} == dict(study.scale.settings)
+    ]  # fmt: skip
+    return max(alike or own, key=lambda c: c.finished, default=None)
+
+
+def notices(page: Page) -> list[str]:
+    """What a reader must know before the results: what is missing, what failed, what cannot be told."""
+    said = []
+    missing = [study for study in page.studies if study.finished < study.planned]
+    if page.interrupted and not missing:
+        said.append(f"All trials were finished, but {page.interrupted} before the rest was measured.")
+    why = f", as {page.interrupted}" if page.interrupted else ""
+    for study in missing:
+        where = f"{study.experiment.name}: " if len(page.studies) > 1 else ""
+        said.append(f"Partial: {where}{study.finished} of {study.planned} trials were finished{why}.")
+    for study in (*page.studies, *page.costs):
+        said += failures(study)
+        said += [f"{variant} did not learn in every trial: its loss was not finite." for variant in study.diverged()]
+    for study in page.studies:
+        pairs = max(
+            (
+                len(study.pairs(v, study.variants[0], m))
+                for v in study.variants[1:]
+                for m in study.judged
+                if not study.measure(m).exact
+            ),
+            default=0,
         )
-    if len(rows) > 1 and any(row.differences["accuracy"].interval.count > 1 for row in rows[1:]):
-        for measure, title in TITLES.items():
-            words = "; ".join(
-                f"{row.pool} {signed(i.mean)} ({signed(i.low)} to {signed(i.high)})"
-                for row in rows[1:]
-                if (i := row.differences[measure].interval).count > 1
+        if 2 <= pairs < FEWEST:
+            least = 2.0 ** (1 - pairs)
+            said.append(
+                f"{study.experiment.name}: with {pairs} seeds no p value is below {least:.3g}, so no difference can be found; "
+                "six seeds are the fewest that can tell one."
             )
-            name = f"{title}: difference from {rows[0].pool}"
-            drawing = figure_svg(
-                difference_figure(rows, measure, "points"), f"{measure}-difference", f"{name} in points: {words}"
-            )
-            caption = "Pairs with the same seed. A line that crosses 0 is no difference; all lines hold together at 95 %."
-            made.append({"title": name, "caption": caption, "svg": drawing})
-    if len(study.costs) == len(rows):
-        made += cost_figures(rows)
-    return made
+    return said
 
 
-def cost_figures(rows: list[Row]) -> list[dict[str, Any]]:
-    costs = [(row.pool, row.cost) for row in rows if row.cost is not None]
-    times = {
-        "pooling_us": ("pooling alone", "D"),
-        "inference_us": ("answer", "o"),
-        "training_us": ("training step", "s"),
+def failures(study: Study) -> list[str]:
+    """One line for all seeds of a variant that failed in the same way."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for trial, message in study.failures:
+        alike.setdefault((trial.variant, provenance.failure(message)), []).append(trial.seed)
+    return [
+        f"{study.experiment.name}: {variant}, seed{'' if len(seeds) == 1 else 's'} {provenance.seeds(seeds)}, failed: {why}"
+        for (variant, why), seeds in alike.items()
+    ]
+
+
+def section(page: Page, study: Study, name: str) -> dict[str, Any]:
+    """What the template shows of one study."""
+    cost = cost_of(page, study)
+    rows = study.rows()
+    network, pictures = samples.shown(study, name) if study.finished else ("", [])
+    several = len(page.studies) > 6
+    return {
+        "id": name,
+        "name": study.experiment.name,
+        "study": study,
+        "conclusion": study.conclusion(),
+        "table": tables.results(study, rows, cost),
+        "reference": study.variants[0],
+        "judged": listed([study.measure(m).title for m in study.judged]),
+        "figures": figures.figures(study, rows, cost, name, most=2 if several else 4),
+        "pictures": pictures,
+        "details": details(study, cost),
+        "network": network if len(network) <= NETWORK else "",
     }
-    words = "; ".join(f"{pool} {cost.inference_us:.0f} for an answer, {cost.training_us:.0f} to train" for pool, cost in costs)
-    time = figure_svg(cost_figure(rows, times, "µs per image"), "time", f"Time per image in microseconds: {words}")
-    caption = "On one thread, in batches of 64, after all training. A training step is forward and backward."
-    made = [{"title": "Time per image", "caption": caption, "svg": time}]
-    if all(cost.training_bytes is not None and cost.inference_bytes is not None for _, cost in costs):
-        kinds = {"inference_bytes": ("answer", "o"), "training_bytes": ("training step", "s")}
-        words = "; ".join(f"{pool} {(cost.training_bytes or 0) / 1024:.0f}" for pool, cost in costs)
-        memory = figure_svg(
-            cost_figure(rows, kinds, "KiB per image"), "memory", f"Peak memory of a training step in KiB: {words}"
-        )
-        caption = "The most that is held at once, beyond weights and images, on a batch of 64."
-        made.append({"title": "Peak memory per image", "caption": caption, "svg": memory})
-    return made
 
 
-def tiles(study: Study, digits: Digits) -> list[dict[str, Any]]:
-    """One digit as it is, and as each pooling leaves it."""
-    image = digits.images[:1]
-    made = []
-    for i, pool in enumerate([None, *study.pools]):
-        words = "A scanned digit, and the same shifted by one pixel" if pool is None else f"Both after {pool} pooling"
-        made.append({"title": pool or "input", "svg": figure_svg(tile(image, pool), f"tile{i}", words)})
-    return made
+def details(study: Study, cost: Study | None) -> list[tuple[str, list[str]]]:
+    """How it was measured, as terms and what is to say of each."""
+    experiment = study.experiment
+    taste = {1: "more is better", -1: "less is better"}
+    known = [f"{v}: {experiment.variants[v]}" if v in experiment.variants else v for v in study.variants]
+    shared = (
+        f"Every seed splits the same data anew, {experiment.overlap:.3g} samples tested for each one trained on; intervals "
+        "are widened for what the seeds share."
+        if experiment.overlap
+        else "The seeds share no tests; intervals are Student's."
+    )
+    finished = {seed for by_seed in study.outcomes.values() for seed in by_seed}
+    spent = math.fsum(o.seconds for by_seed in study.outcomes.values() for o in by_seed.values())
+    settings = [f"{name} {value}" for name, value in provenance.public(study.scale.settings).items()]
+    found = [
+        ("Task", [experiment.summary]),
+        ("Data", [experiment.data]),
+        ("Variants", known),
+        ("Measures", [f"{m.title}{f', {taste[m.better]}' if m.better else ''}" for m in experiment.measures.values()]),
+        ("Judged", [listed([study.measure(m).title for m in study.judged])]),
+        ("Seeds", [f"{provenance.seeds(sorted(finished)) or 'none'}; {study.finished} of {study.planned} trials", shared]),
+        ("Settings", [", ".join(settings) or "none"]),
+        ("Time", [f"{provenance.seconds(spent)} of processor time for all trials"]),
+    ]
+    if cost is not None:
+        on = str(provenance.public(cost.scale.settings).get(costs.MACHINE, ""))
+        found.append(("Costs", [f"{cost.experiment.summary} {cost.scale.seeds} rounds, {on}. Memory is what is held at most "
+                                "at once beyond weights and inputs."]))  # fmt: skip
+    return found
+
+
+def record(page: Page) -> dict[str, Any]:
+    """Everything in the page, for programs."""
+    return {
+        "command": page.command,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware([*page.studies, *page.costs]),
+        "interrupted": page.interrupted,
+        "studies": [recorded(study) for study in page.studies],
+        "costs": [recorded(study) for study in page.costs],
+        "verdicts": [
+            {**asdict(v.check), "verdict": v.verdict, "why": v.why,
+             "difference": None if v.difference is None else finite(asdict(v.difference))}
+            for v in page.verdicts
+        ],
+    }  # fmt: skip
+
+
+def recorded(study: Study) -> dict[str, Any]:
+    own = study.record()
+    failed = [{**failed, "message": provenance.failure(failed["message"])} for failed in own["failures"]]
+    return {**own, "settings": provenance.public(study.scale.settings), "failures": failed}
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """None for what JSON has no number for."""
+    return {
+        name: finite(v) if isinstance(v, dict) else None if isinstance(v, float) and not math.isfinite(v) else v
+        for name, v in values.items()
+    }

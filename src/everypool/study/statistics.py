@@ -1,14 +1,17 @@
-"""Intervals over seeds, paired differences, and the one sentence that they allow."""
+"""Intervals over seeds, paired differences with their chance, and how many finds a table may have by chance alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-__all__ = ["Difference", "Interval", "compare", "conclude", "interval"]
+__all__ = ["ALPHA", "LEVEL", "Difference", "Interval", "adjusted", "chance", "difference", "interval", "signed"]
 
 LEVEL = 0.95
+ALPHA = 1 - LEVEL
+EXACT = 13  # pairs up to which all 2^n ways of exchanging the two of a pair are counted; beyond, many are drawn
+DRAWN = 9999
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,32 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one pooling lies above the reference, in points, over the seeds that both have."""
+    """How far a variant lies above the reference, over the seeds that both have.
 
-    pool: str
+    Args:
+        variant: what is compared.
+        reference: with what.
+        measure: in which respect.
+        interval: of the differences.
+        p: the chance of a mean difference at least as large if the two were exchangeable.
+        adjusted: p, corrected for all comparisons of its table; see `adjusted`.
+        exact: the difference of two counts, which chance has no part in.
+    """
+
+    variant: str
     reference: str
     measure: str
     interval: Interval
+    p: float
+    adjusted: float
+    exact: bool = False
 
     @property
     def found(self) -> bool:
-        return self.interval.excludes_zero
+        """Whether there is a difference: the corrected chance is small and the interval leaves out 0."""
+        if self.exact:
+            return self.interval.mean != 0
+        return self.adjusted <= ALPHA and self.interval.excludes_zero
 
 
 def interval(values: Sequence[float], *, level: float = LEVEL, overlap: float = 0.0, resolution: float = 0.0) -> Interval:
@@ -51,7 +70,7 @@ def interval(values: Sequence[float], *, level: float = LEVEL, overlap: float = 
     Args:
         values: one per seed.
         level: how often such an interval holds the true mean.
-        overlap: test images per training image. The seeds share training images, so their results are not independent, and
+        overlap: test samples per training sample. The seeds share training samples, so their results are not independent, and
             Student's interval (overlap 0) would be too narrow.
         resolution: the step between possible values; s counts as at least what rounding to that step makes, step / sqrt(12).
 
@@ -74,89 +93,76 @@ def interval(values: Sequence[float], *, level: float = LEVEL, overlap: float = 
     return Interval(mean, mean - half, mean + half, count)
 
 
-def compare(
-    results: Mapping[str, Mapping[int, Mapping[str, float]]],
-    measures: Mapping[str, float],
+def chance(differences: Sequence[float]) -> float:
+    """The two-sided p-value of a paired permutation test: how often the mean is as far from 0 when signs are drawn at random.
+
+    >>> chance([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])  # 2 of 64
+    0.03125
+    """
+    if len(differences) < 2:
+        return math.nan
+    if not any(differences):
+        return 1.0
+    import numpy as np
+    from scipy import stats
+
+    exact = len(differences) <= EXACT
+    found = stats.permutation_test(
+        (np.asarray(differences),),
+        lambda values, axis: values.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=math.inf if exact else DRAWN,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def difference(
+    variant: str,
+    reference: str,
+    measure: str,
+    pairs: Sequence[tuple[float, float]],
     *,
     overlap: float = 0.0,
-    level: float = LEVEL,
-) -> list[Difference]:
-    """Each pooling against the first, seed by seed, for each measure.
-
-    Bonferroni's correction: the intervals of all comparisons hold together with probability `level` at least.
-
-    Args:
-        results: pooling -> seed -> measure -> value; the first pooling is the reference.
-        measures: measure -> the step between its possible values.
-        overlap: as in `interval`.
-        level: of all intervals together.
-    """
-    pools = list(results)
-    comparisons = (len(pools) - 1) * len(measures)
-    found = []
-    for measure, resolution in measures.items():
-        for pool in pools[1:]:
-            seeds = sorted(set(results[pool]) & set(results[pools[0]]))
-            differences = [results[pool][seed][measure] - results[pools[0]][seed][measure] for seed in seeds]
-            each = 1 - (1 - level) / comparisons
-            spread = interval(differences, level=each, overlap=overlap, resolution=resolution)
-            found.append(Difference(pool, pools[0], measure, spread))
-    return found
-
-
-def conclude(differences: Sequence[Difference], names: Mapping[str, str]) -> str:
-    """One sentence that claims no more than the paired intervals allow.
+    resolution: float = 0.0,
+    exact: bool = False,
+) -> Difference:
+    """One comparison by itself, not corrected yet.
 
     Args:
-        differences: of `compare`.
-        names: measure -> what it is called in a sentence.
+        variant, reference, measure: what is compared with what, in which respect.
+        pairs: a value of the variant and one of the reference for every seed; pairs with a NaN are left out.
+        overlap, resolution: as in `interval`.
+        exact: the values are counts.
     """
-    if not differences:
-        return "There is only one pooling, so there is nothing to compare."
-    counts = {difference.interval.count for difference in differences}
-    if max(counts) < 2:
-        return "No conclusion: differences between poolings can only be told from chance with two seeds or more."
-    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
-    reference = differences[0].reference
-    if any(difference.found for difference in differences):
-        said = ", and ".join(clause([d for d in differences if d.measure == measure], name) for measure, name in names.items())
-    else:
-        alone = len(differences) == len(names)
-        who = f"{differences[0].pool} shows no" if alone else "no other pooling shows a"
-        said = f"{who} difference in {' or '.join(names.values())}"
-    suffix = "" if len(differences) == 1 else f", corrected for {len(differences)} comparisons"
-    return f"Compared with {reference} over {seeds} seeds, {said} (paired {100 * LEVEL:.0f} % intervals{suffix})."
+    values = [a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    if exact:
+        mean = values[0] if values else math.nan
+        return Difference(variant, reference, measure, Interval(mean, mean, mean, len(values)), math.nan, math.nan, True)
+    p = chance(values)
+    return Difference(variant, reference, measure, interval(values, overlap=overlap, resolution=resolution), p, p)
 
 
-def clause(differences: Sequence[Difference], name: str) -> str:
-    """What is known of one measure."""
-    higher = [d for d in differences if d.interval.low > 0]
-    lower = [d for d in differences if d.interval.high < 0]
-    open_ = [d.pool for d in differences if not d.found]
-    if not higher and not lower:
-        return f"{name} shows no difference"
-    parts = [
-        f"is {word} for {listed([in_points(d) for d in some])}" for word, some in (("higher", higher), ("lower", lower)) if some
-    ]
-    if open_:
-        parts.append(f"shows no difference for {listed(open_)}")
-    return f"{name} {listed(parts)}"
+def adjusted(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with `adjusted` such that, of all that a table takes for a difference, a twentieth at most is expected to be
+    none.
+
+    Source: Benjamini and Hochberg, Controlling the false discovery rate, Journal of the Royal Statistical Society B 57, 1995.
+    """
+    tested = [d for d in differences if math.isfinite(d.p)]
+    if not tested:
+        return list(differences)
+    from scipy import stats
+
+    values = iter(stats.false_discovery_control([d.p for d in tested]))
+    return [replace(d, adjusted=float(next(values))) if math.isfinite(d.p) else d for d in differences]
 
 
-def in_points(difference: Difference) -> str:
-    spread = difference.interval
-    return f"{difference.pool} ({signed(spread.mean)} points, {signed(spread.low)} to {signed(spread.high)})"
-
-
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """With a true minus sign.
 
     >>> signed(-1.25), signed(3)
     ('−1.2', '+3.0')
     """
-    return f"{value:+.1f}".replace("-", "−")
-
-
-def listed(parts: Sequence[str]) -> str:
-    """a, b and c."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{value:+,.{digits}f}".replace("-", "−")

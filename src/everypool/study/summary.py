@@ -7,54 +7,54 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from everypool.study.data import TEST_SHARE
-from everypool.study.measures import Cost
-from everypool.study.statistics import Difference, Interval, compare, conclude, interval
+from everypool.study.experiment import Experiment, Measure, Scale
+from everypool.study.statistics import Difference, Interval, adjusted, difference, interval, signed
 from everypool.study.trial import Outcome, Trial
 
-__all__ = ["MEASURES", "Row", "Study"]
-
-MEASURES = {"accuracy": "accuracy", "shift": "shift agreement"}
-OVERLAP = TEST_SHARE / (1 - TEST_SHARE)
+__all__ = ["Row", "Study", "known", "listed", "written"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pooling: its results over seeds, its costs if they were measured, and how it differs from the first."""
+    """One variant: its results over seeds, and how it differs from the first."""
 
-    pool: str
+    variant: str
     intervals: dict[str, Interval]
     differences: dict[str, Difference]
-    cost: Cost | None
     outcomes: dict[int, Outcome]
 
     def mark(self, measure: str) -> str:
-        """Which way it differs from the first pooling, if it does."""
-        difference = self.differences.get(measure)
-        if difference is None or not difference.found:
+        """Which way it differs from the first variant, if it does."""
+        found = self.differences.get(measure)
+        if found is None or not found.found:
             return ""
-        return "▲" if difference.interval.mean > 0 else "▼"
+        return "▲" if found.interval.mean > 0 else "▼"
 
 
 @dataclass
 class Study:
-    """The plan and what has come of it; the first pooling is the one that the others are compared with."""
+    """One experiment: the plan and what has come of it; the first variant is the one that the others are compared with.
 
-    pools: Sequence[str]
-    seeds: int
-    epochs: int
-    images: int
+    Args:
+        experiment: which.
+        scale: seeds, and the settings of all trials.
+        variants: what is compared.
+        judged: the measures of which differences are claimed; the others are shown.
+    """
+
+    experiment: Experiment
+    scale: Scale
+    variants: Sequence[str]
+    judged: Sequence[str]
     outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict)
-    costs: dict[str, Cost] = field(default_factory=dict)
     failures: list[tuple[Trial, str]] = field(default_factory=list)
-    interrupted: bool = False
 
     def trials(self) -> list[Trial]:
-        """Every trial of the plan, seed by seed, so that a study cut short has the same seeds for every pooling."""
-        return [Trial(pool, seed, self.epochs) for seed in range(self.seeds) for pool in self.pools]
+        """Every trial of the plan."""
+        return list(self.experiment.trials(self.scale, tuple(self.variants)))
 
     def add(self, trial: Trial, outcome: Outcome) -> None:
-        self.outcomes.setdefault(trial.pool, {})[trial.seed] = outcome
+        self.outcomes.setdefault(trial.variant, {})[trial.seed] = outcome
 
     @property
     def finished(self) -> int:
@@ -62,69 +62,134 @@ class Study:
 
     @property
     def planned(self) -> int:
-        return len(self.pools) * self.seeds
+        return len(self.variants) * self.scale.seeds
 
-    @property
-    def test_images(self) -> int:
-        return int(self.images * TEST_SHARE)
+    def measure(self, name: str) -> Measure:
+        return self.experiment.measures[name]
 
-    def diverged(self) -> list[str]:
-        """Poolings with a trial whose loss was not finite in the end."""
-        return [pool for pool in self.pools if any(not math.isfinite(o.loss) for o in self.outcomes.get(pool, {}).values())]
+    def values(self, variant: str, measure: str) -> list[float]:
+        """Those of all its seeds that have one."""
+        outcomes = self.outcomes.get(variant, {})
+        return [v for seed in sorted(outcomes) if math.isfinite(v := outcomes[seed].measures[measure])]
+
+    def pairs(self, variant: str, reference: str, measure: str) -> list[tuple[float, float]]:
+        """The two values of every seed that both have finished."""
+        ours, theirs = self.outcomes.get(variant, {}), self.outcomes.get(reference, {})
+        seeds = sorted(set(ours) & set(theirs))
+        return [(ours[seed].measures[measure], theirs[seed].measures[measure]) for seed in seeds]
+
+    def difference(self, variant: str, reference: str, measure: str) -> Difference:
+        """One comparison, not corrected for others."""
+        known = self.measure(measure)
+        return difference(
+            variant, reference, measure, self.pairs(variant, reference, measure),
+            overlap=self.experiment.overlap, resolution=known.step, exact=known.exact,
+        )  # fmt: skip
 
     def differences(self) -> list[Difference]:
-        """Each pooling against the first, over the seeds that both have finished."""
-        results = {
-            pool: {
-                seed: {measure: getattr(outcome, measure) for measure in MEASURES}
-                for seed, outcome in self.outcomes.get(pool, {}).items()
-            }
-            for pool in self.pools
-        }
-        step = 100 / self.test_images
-        return compare(results, {"accuracy": step, "shift": step / 4}, overlap=OVERLAP)
+        """Each variant against the first in each judged measure, corrected together."""
+        return adjusted([self.difference(v, self.variants[0], m) for m in self.judged for v in self.variants[1:]])
+
+    def diverged(self) -> list[str]:
+        """Variants with a trial whose last loss was not finite."""
+        if "loss" not in self.experiment.measures:
+            return []
+        return [
+            v for v in self.variants if any(not math.isfinite(o.measures["loss"]) for o in self.outcomes.get(v, {}).values())
+        ]
 
     def rows(self) -> list[Row]:
         differences = self.differences()
         rows = []
-        for pool in self.pools:
-            outcomes = dict(sorted(self.outcomes.get(pool, {}).items()))
-            intervals = {m: interval([getattr(o, m) for o in outcomes.values()], overlap=OVERLAP) for m in MEASURES}
-            own = {d.measure: d for d in differences if d.pool == pool}
-            rows.append(Row(pool, intervals, own, self.costs.get(pool), outcomes))
+        for variant in self.variants:
+            intervals = {
+                name: interval(self.values(variant, name), overlap=self.experiment.overlap) for name in self.experiment.measures
+            }
+            own = {d.measure: d for d in differences if d.variant == variant}
+            rows.append(Row(variant, intervals, own, dict(sorted(self.outcomes.get(variant, {}).items()))))
         return rows
 
     def conclusion(self) -> str:
-        """One sentence."""
+        """One sentence that claims no more than the paired comparisons allow."""
         if not self.finished:
             return "No trial was finished, so there is nothing to conclude."
-        return conclude(self.differences(), MEASURES)
+        differences = self.differences()
+        if not differences:
+            return "There is only one variant, so there is nothing to compare."
+        counts = {d.interval.count for d in differences}
+        if max(counts) < 2:
+            return "No conclusion: differences can only be told from chance with two seeds or more."
+        seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+        names = {name: self.measure(name).title for name in self.judged}
+        if any(d.found for d in differences):
+            clauses = [self.clause([d for d in differences if d.measure == measure]) for measure in self.judged]
+            said = ", and ".join(clauses)
+        else:
+            alone = len(self.variants) == 2
+            who = f"{self.variants[1]} shows no" if alone else "none of the others shows a"
+            said = f"{who} difference in {listed(list(names.values()), 'or')}"
+        suffix = "" if len(differences) == 1 else f", corrected for {len(differences)} comparisons"
+        return f"Compared with {self.variants[0]} over {seeds} seeds, {said} (paired permutation tests{suffix})."
+
+    def clause(self, differences: Sequence[Difference]) -> str:
+        """What is known of one measure."""
+        measure = self.measure(differences[0].measure)
+        higher = [d for d in differences if d.found and d.interval.mean > 0]
+        lower = [d for d in differences if d.found and d.interval.mean < 0]
+        same = [d.variant for d in differences if not d.found]
+        if not higher and not lower:
+            return f"{measure.title} shows no difference"
+        parts = [
+            f"is {word} for {listed([written(d, measure) for d in some])}"
+            for word, some in (("higher", higher), ("lower", lower))
+            if some
+        ]
+        if same:
+            parts.append(f"shows no difference for {listed(same)}")
+        return f"{measure.title} {listed(parts)}"
 
     def record(self) -> dict[str, Any]:
         """Everything, ready for JSON; what is not known is None."""
         return {
-            "pools": list(self.pools),
-            "seeds": self.seeds,
-            "epochs": self.epochs,
+            "experiment": self.experiment.name,
+            "variants": list(self.variants),
+            "seeds": self.scale.seeds,
+            "settings": dict(self.scale.settings),
             "finished": self.finished,
             "planned": self.planned,
-            "interrupted": self.interrupted,
             "conclusion": self.conclusion(),
             "results": [
                 {
-                    "pool": row.pool,
-                    **{measure: known(asdict(spread)) for measure, spread in row.intervals.items()},
-                    "cost": None if row.cost is None else asdict(row.cost),
-                    "trials": [{"seed": seed, **known(asdict(outcome))} for seed, outcome in row.outcomes.items()],
+                    "variant": row.variant,
+                    "measures": {measure: known(asdict(spread)) for measure, spread in row.intervals.items()},
+                    "trials": [
+                        {"seed": seed, "seconds": outcome.seconds, **known(outcome.measures)}
+                        for seed, outcome in row.outcomes.items()
+                    ],
                 }
                 for row in self.rows()
             ],
             "differences": [
-                {"pool": d.pool, "reference": d.reference, "measure": d.measure, "found": d.found, **known(asdict(d.interval))}
+                {"variant": d.variant, "reference": d.reference, "measure": d.measure, "found": d.found,
+                 **known({"p": d.p, "adjusted": d.adjusted, **asdict(d.interval)})}
                 for d in self.differences()
             ],
-            "failures": [{"pool": trial.pool, "seed": trial.seed, "message": text} for trial, text in self.failures],
-        }
+            "failures": [{"variant": trial.variant, "seed": trial.seed, "message": text} for trial, text in self.failures],
+        }  # fmt: skip
+
+
+def written(found: Difference, measure: Measure) -> str:
+    """center (−20.1 points, −20.4 to −19.8)."""
+    spread = found.interval
+    unit = " points" if measure.unit == "%" else f" {measure.unit}" if measure.unit else ""
+    if found.exact:
+        return f"{found.variant} ({signed(spread.mean, 0)}{unit})"
+    return f"{found.variant} ({signed(spread.mean)}{unit}, {signed(spread.low)} to {signed(spread.high)})"
+
+
+def listed(parts: Sequence[str], last: str = "and") -> str:
+    """a, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
 def known(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,89 +1,108 @@
-"""One training of one network: what defines it, and what comes of it."""
+"""One trial: what defines it, and what comes of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
-from everypool.study.data import Digits, split
-from everypool.study.measures import accuracy, shift_agreement
-from everypool.study.model import build
+from everypool import _check as check
 
-__all__ = ["RECIPE", "Outcome", "Trial", "run"]
+__all__ = ["Context", "Outcome", "Trial", "Value", "run"]
 
-RECIPE = 1  # goes up with every change of data, network or training: older results no longer count as the same trial
-BATCH = 64
-RATE = 1e-2
-DECAY = 1e-3
+Value: TypeAlias = int | float | str | bool
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One pooling and one seed. The seed draws the split, the first weights and the order of the images."""
+    """One variant of one experiment under one seed; equal trials have equal outcomes.
 
-    pool: str
+    Args:
+        experiment: its name.
+        variant: which of the things that are compared, a pooling most often.
+        seed: draws the split, the first weights, the order of the samples, and whatever else is drawn; where samples are
+            taken in turn rather than drawn, it is the number of the sample. Variants with the same seed make a pair.
+        settings: the rest, such as the number of epochs, in the order of their names.
+    """
+
+    experiment: str
+    variant: str
     seed: int
-    epochs: int
+    settings: tuple[tuple[str, Value], ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        """A setting by its name."""
+        return dict(self.settings)[name]
 
     def spec(self) -> dict[str, Any]:
         """All that decides the outcome."""
         from everypool import __version__
+        from everypool.study.experiment import find
 
-        made_by = {"everypool": __version__, "torch": torch.__version__}
-        return {"data": "digits", "recipe": RECIPE, **asdict(self), **made_by}
+        return {
+            "experiment": self.experiment,
+            "recipe": find(self.experiment).recipe,
+            "variant": self.variant,
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "everypool": __version__,
+            "torch": torch.__version__,
+        }
 
     def key(self) -> str:
-        """The name of this trial in a file of results."""
+        """The name of this trial among results."""
         return hashlib.sha256(json.dumps(self.spec(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Shares of the test images in percent, the last training loss, and the processor time spent."""
-
-    accuracy: float
-    shift: float
-    loss: float
-    seconds: float
-
-
-def run(trial: Trial, digits: Digits, epoch_done: Callable[[], None] = lambda: None) -> Outcome:
-    """Train and test one network. On one thread the same trial gives the same outcome, whatever runs beside it.
+class Context:
+    """What a trial is given beside its spec; nothing of it changes the outcome by more than rounding.
 
     Args:
-        trial: what to train.
-        digits: all images; the trial's seed splits them.
-        epoch_done: called after every epoch.
+        tick: told how much of the trial is done, from 0 to 1.
+        device: where to compute.
+        fabric: a launched `lightning.fabric.Fabric` that spreads the training of this one trial over processes, if any.
     """
+
+    tick: Callable[[float], None] = lambda done: None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    fabric: Any = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The measures by name (NaN where one could not be taken), the processor seconds spent, and where."""
+
+    measures: dict[str, float]
+    seconds: float
+    machine: str
+
+
+def run(trial: Trial, context: Context | None = None) -> Outcome:
+    """What a trial gives. On one thread the same trial gives the same, whatever runs beside it.
+
+    Raises:
+        ValueError: no such experiment, or it has measured something else than it says.
+    """
+    from everypool.study.experiment import find
+
+    experiment = find(trial.experiment)
     began = time.process_time()
     torch.manual_seed(trial.seed)
-    generator = torch.Generator().manual_seed(trial.seed)  # apart, so that a pooling that draws changes no split or order
-    train, test = split(len(digits.images), generator)
-    model = build(trial.pool)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
-    steps = trial.epochs * -(-len(train) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    loss = torch.zeros(())
-    for _ in range(trial.epochs):
-        for batch in train[torch.randperm(len(train), generator=generator)].split(BATCH):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(digits.images[batch]), digits.labels[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        epoch_done()
-    model.eval()
-    images, labels = digits.images[test], digits.labels[test]
-    return Outcome(
-        accuracy=100 * accuracy(model, images, labels),
-        shift=100 * shift_agreement(model, images),
-        loss=loss.item(),
-        seconds=time.process_time() - began,
-    )
+    measures = experiment.run(trial, context or Context())
+    if set(measures) != set(experiment.measures):
+        raise check.invalid("measures", f"those of {trial.experiment}, {sorted(experiment.measures)}", sorted(measures))
+    values = {name: float(value) for name, value in measures.items()}
+    return Outcome(values, time.process_time() - began, f"{platform.node()}, {platform.machine()}")
+
+
+def known(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return value if math.isfinite(value) else None

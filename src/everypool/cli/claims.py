@@ -1,0 +1,183 @@
+"""`everypool claims`: what the source article says of poolings, put to the test."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from everypool import _check as check
+from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
+from everypool.study.checks import CHECKS, CLAIMS
+from everypool.study.claims import NOT_TESTED, Verdict, judge
+from everypool.study.engine import Deadline
+from everypool.study.executors import executor as executor_of
+from everypool.study.experiment import experiments, missing
+from everypool.study.store import Store
+from everypool.study.summary import Study, known, written
+
+__all__ = ["command"]
+
+FILE = click.Path(path_type=Path)
+
+
+def chosen_claims(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """C4,c13 -> C4 and C13, all of them if none is named."""
+    if value is None:
+        return tuple(CLAIMS)
+    names = [piece.strip().upper() for piece in value.split(",")]
+    for name in names:
+        check.choice("--claim", name, list(CLAIMS))
+    return tuple(dict.fromkeys(names))
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer seeds and epochs: a first look in less than ten minutes on two cores.")
+@click.option("--claim", "claims", callback=chosen_claims, metavar="NAME,...", help="Only these, such as C4,C13.")
+@click.option("--budget", callback=duration, metavar="TIME", help="Stop after this time, such as 90s, 10m or 1h30m.")
+@click.option("-o", "--output", default="claims.html", show_default=True, callback=writable, type=FILE, help="The report.")
+@click.option("--markdown", callback=writable, type=FILE, help="Write the table to this file, too.")
+@click.option("--results", default="runs", show_default=True, type=FILE, metavar="FOLDER",
+              help="Finished trials are kept here; those that it has already are not run again.")  # fmt: skip
+@click.option(
+    "--executor", default="local", show_default=True, metavar="WHERE", help="Where trials run: local or dask://HOST:PORT."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where a trial computes: cpu, cuda, ...")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Local processes that train side by side.  [default: one per core]")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table.")
+def command(
+    quick: bool,
+    claims: tuple[str, ...],
+    budget: float | None,
+    output: Path,
+    markdown: Path | None,
+    results: Path,
+    executor: str,
+    device: str,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """What do real data say of the article's claims?
+
+    Runs the experiments behind each claim and prints claim, measure, effect with its 95 % interval, number of pairs and
+    verdict. A verdict needs paired tests, corrected over the whole table. Ctrl-C stops early; the same command goes on.
+    """
+    stop = Stop()
+    with stop.listening():
+        from everypool.study import export, report
+
+        store = Store(results, command_line())
+        checks = [c for c in CHECKS if c.claim in claims]
+        studies, absent = planned([c.experiment for c in checks], quick)
+        console = Console(stderr=True)
+        deadline = Deadline(stop, budget)
+
+        def shown() -> RenderableType:
+            return Text(counts(judge(checks, studies)))
+
+        run_studies(
+            list(studies.values()), executor_of(executor, jobs=jobs or cores(), device=device), store, deadline, console, shown
+        )
+        if stop():
+            print("interrupted: reporting what is finished", file=sys.stderr)
+        verdicts = judge(checks, studies)
+        verdicts = [with_reason(v, absent) for v in verdicts]
+        page = report.Page([s for s in studies.values() if s.finished], [], store.command, verdicts)
+        page.interrupted = "it was interrupted" if stop() else "the budget was used up" if deadline.passed else ""
+        report.write(output, report.render(page))
+        if markdown is not None:
+            report.write(markdown, export.markdown(page))
+        failures = [failure for study in studies.values() for failure in study.failures]
+        if as_json:
+            print(json.dumps({"verdicts": [record(v) for v in verdicts]}, allow_nan=False, indent=1))
+        else:
+            wide = Console()
+            wide.print(table(verdicts, studies))
+            wide.print(counts(verdicts), highlight=False)
+            wide.print(f"Report: {output}", highlight=False, markup=False)
+        for trial, message in failures:
+            print(
+                f"everypool claims: {trial.experiment}, {trial.variant}, seed {trial.seed}, failed: {message.strip()}",
+                file=sys.stderr,
+            )
+        return 130 if stop() else 1 if failures else 0
+
+
+def planned(names: Sequence[str], quick: bool) -> tuple[dict[str, Study], dict[str, list[str]]]:
+    """The studies by experiment, and of those that cannot run here the modules that they miss."""
+    studies = {}
+    absent = {}
+    for name in dict.fromkeys(names):
+        experiment = experiments()[name]
+        lacking = missing(experiment)
+        if lacking:
+            absent[name] = lacking
+            continue
+        judged = experiment.judged or tuple(experiment.measures)[:1]
+        studies[name] = Study(experiment, experiment.quick if quick else experiment.full, tuple(experiment.variants), judged)
+    return studies, absent
+
+
+def with_reason(verdict: Verdict, absent: dict[str, list[str]]) -> Verdict:
+    """Not tested, since something is not installed."""
+    lacking = absent.get(verdict.check.experiment)
+    if not lacking:
+        return verdict
+    return Verdict(verdict.check, None, NOT_TESTED, f"{', '.join(lacking)} is not installed: pip install 'everypool[data]'")
+
+
+def table(verdicts: Sequence[Verdict], studies: dict[str, Study]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    made.add_column("claim", no_wrap=True)
+    made.add_column("what it says, and the measure", ratio=1)
+    made.add_column("effect (95 % interval)", justify="right", no_wrap=True)
+    made.add_column("n", justify="right", no_wrap=True)
+    made.add_column("verdict", no_wrap=True)
+    last = ""
+    for verdict in verdicts:
+        own = verdict.check
+        study = studies.get(own.experiment)
+        title = study.measure(own.measure).title if study is not None else own.measure
+        found = verdict.difference
+        effect = "—" if found is None or study is None else effect_of(verdict, study)
+        made.add_row(
+            own.claim if own.claim != last else "",
+            Text(f"{own.text} [{title}: {own.treatment} − {own.control}, {own.experiment}]"),
+            effect,
+            "—" if found is None else str(found.interval.count),
+            verdict.verdict if not verdict.why else f"{verdict.verdict}",
+        )
+        last = own.claim
+    return made
+
+
+def effect_of(verdict: Verdict, study: Study) -> str:
+    """−20.1 points, −20.4 to −19.8."""
+    if verdict.difference is None:
+        return "—"
+    _, _, inner = written(verdict.difference, study.measure(verdict.check.measure)).partition(" (")
+    return inner[:-1]
+
+
+def counts(verdicts: Sequence[Verdict]) -> str:
+    """3 supported, 1 not supported, ..."""
+    kinds: dict[str, int] = {}
+    for verdict in verdicts:
+        kinds[verdict.verdict] = kinds.get(verdict.verdict, 0) + 1
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+
+
+def record(verdict: Verdict) -> dict[str, object]:
+    found = verdict.difference
+    numbers = None
+    if found is not None:
+        numbers = known({"p": found.p, "adjusted": found.adjusted, "exact": found.exact, **asdict(found.interval)})
+    return {**asdict(verdict.check), "difference": numbers, "verdict": verdict.verdict, "why": verdict.why}
