@@ -17,7 +17,7 @@ from rich.text import Text
 from everypool import _check as check
 from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
 from everypool.study.checks import CHECKS, CLAIMS
-from everypool.study.claims import NOT_TESTED, Verdict, judge
+from everypool.study.claims import NOT_TESTED, Check, Verdict, judge
 from everypool.study.engine import Deadline
 from everypool.study.executors import executor as executor_of
 from everypool.study.experiment import experiments, missing
@@ -76,7 +76,7 @@ def command(
 
         store = Store(results, command_line())
         checks = [c for c in CHECKS if c.claim in claims]
-        studies, absent = planned([c.experiment for c in checks], quick)
+        studies, absent = planned(checks, quick)
         console = Console(stderr=True)
         deadline = Deadline(stop, budget)
 
@@ -111,18 +111,21 @@ def command(
         return 130 if stop() else 1 if failures else 0
 
 
-def planned(names: Sequence[str], quick: bool) -> tuple[dict[str, Study], dict[str, list[str]]]:
-    """The studies by experiment, and of those that cannot run here the modules that they miss."""
+def planned(checks: Sequence[Check], quick: bool) -> tuple[dict[str, Study], dict[str, list[str]]]:
+    """The studies by experiment, with the variants that the checks speak of, and the modules that others lack to run here."""
     studies = {}
     absent = {}
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(c.experiment for c in checks):
         experiment = experiments()[name]
         lacking = missing(experiment)
         if lacking:
             absent[name] = lacking
             continue
-        judged = experiment.judged or tuple(experiment.measures)[:1]
-        studies[name] = Study(experiment, experiment.quick if quick else experiment.full, tuple(experiment.variants), judged)
+        own = [c for c in checks if c.experiment == name]
+        asked = {variant for c in own for variant in (c.treatment, c.control)}
+        variants = tuple(variant for variant in experiment.variants if variant in asked)
+        judged = tuple(measure for measure in experiment.measures if any(c.measure == measure for c in own))
+        studies[name] = Study(experiment, experiment.quick if quick else experiment.full, variants, judged)
     return studies, absent
 
 

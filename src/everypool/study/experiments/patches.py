@@ -22,7 +22,6 @@ NAMES = (
 )
 SEEN = 20, 56  # shortest and longest side in training
 SIZES = {16: (12, 19), 24: (20, 28), 38: (33, 43), 52: (48, 56), 80: (64, 96)}  # tested apart; the outer ones are new
-SMALL, LARGE = 24, 52
 TESTS, EACH = 20, 8  # patches of a photograph: to test on, and for each of `SIZES`
 MIDDLE = 38
 WIDTHS = 3, 16, 24, 32

@@ -21,7 +21,6 @@ ACROSS, FRONT, UP = (13, 85), (14, 36, 58, 80, 102), (1, 26, 51, 76)
 BLOCKS = (0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1)  # those in which boxes of every size can have either class
 SEEN = 10, 18  # shortest and longest side in training
 SIZES = {8: (7, 9), 11: (10, 12), 14: (13, 15), 17: (16, 18), 20: (19, 22)}  # tested apart; the outer ones are new
-SMALL, LARGE = 11, 17
 TESTED = 2  # blocks of six
 TRAINING, TESTS, EACH = 160, 80, 50  # boxes of each class: to train on, to test on, and for each of `SIZES`
 CLASSES, FILLED = 2, 0.7
