@@ -9,15 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich import box
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from everypool import _check as check
 from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
 from everypool.study.checks import CHECKS, CLAIMS
-from everypool.study.claims import NOT_TESTED, Check, Verdict, judge
+from everypool.study.claims import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Check, Verdict, judge
 from everypool.study.engine import Deadline
 from everypool.study.executors import executor as executor_of
 from everypool.study.experiment import experiments, missing
@@ -27,6 +25,7 @@ from everypool.study.summary import Study, known, written
 __all__ = ["command"]
 
 FILE = click.Path(path_type=Path)
+COLORS = {SUPPORTED: "green", NOT_SUPPORTED: "red", NOT_TESTED: "yellow"}
 
 
 def chosen_claims(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -100,7 +99,7 @@ def command(
             print(json.dumps({"verdicts": [record(v) for v in verdicts]}, allow_nan=False, indent=1))
         else:
             wide = Console()
-            wide.print(table(verdicts, studies))
+            print_verdicts(wide, verdicts, studies)
             wide.print(counts(verdicts), highlight=False)
             wide.print(f"Report: {output}", highlight=False, markup=False)
         for trial, message in failures:
@@ -137,29 +136,24 @@ def with_reason(verdict: Verdict, absent: dict[str, list[str]]) -> Verdict:
     return Verdict(verdict.check, None, NOT_TESTED, f"{', '.join(lacking)} is not installed: pip install 'everypool[data]'")
 
 
-def table(verdicts: Sequence[Verdict], studies: dict[str, Study]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    made.add_column("claim", no_wrap=True)
-    made.add_column("what it says, and the measure", ratio=1)
-    made.add_column("effect (95 % interval)", justify="right", no_wrap=True)
-    made.add_column("n", justify="right", no_wrap=True)
-    made.add_column("verdict", no_wrap=True)
+def print_verdicts(console: Console, verdicts: Sequence[Verdict], studies: dict[str, Study]) -> None:
+    """Each claim, then its checks: what is said, and below it what was measured and found."""
     last = ""
     for verdict in verdicts:
         own = verdict.check
+        if own.claim != last:
+            console.print(Text(f"\n{own.claim}  {CLAIMS[own.claim]}", style="bold"))
+            last = own.claim
+        color = COLORS.get(verdict.verdict, "")
+        console.print(Text.assemble("  ", (verdict.verdict, color), f": {own.text}"))
         study = studies.get(own.experiment)
-        title = study.measure(own.measure).title if study is not None else own.measure
-        found = verdict.difference
-        effect = "—" if found is None or study is None else effect_of(verdict, study)
-        made.add_row(
-            own.claim if own.claim != last else "",
-            Text(f"{own.text} [{title}: {own.treatment} − {own.control}, {own.experiment}]"),
-            effect,
-            "—" if found is None else str(found.interval.count),
-            verdict.verdict if not verdict.why else f"{verdict.verdict}",
-        )
-        last = own.claim
-    return made
+        if study is None or verdict.difference is None:
+            console.print(Text(f"    {verdict.why}", style="dim"))
+            continue
+        title = study.measure(own.measure).title
+        effect = f"{effect_of(verdict, study)}, n = {verdict.difference.interval.count}"
+        console.print(Text(f"    {title}, {own.treatment} against {own.control} ({own.experiment}): {effect}", style="dim"))
+    console.print()
 
 
 def effect_of(verdict: Verdict, study: Study) -> str:

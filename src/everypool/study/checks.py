@@ -196,15 +196,6 @@ CHECKS = (
     ),
     Check("C9", "The same against the maximum.", "centre", "center", "max", "accuracy", 1),
     Check(
-        "C9",
-        "Inside a network, where no place matters more than others, digits are named more often than with the maximum.",
-        "digits",
-        "center",
-        "max",
-        "accuracy",
-        1,
-    ),
-    Check(
         "C10",
         "Cascade corner pooling finds boxes more accurately than convolutions do.",
         "detection",

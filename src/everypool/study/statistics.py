@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,8 +102,11 @@ def chance(differences: Sequence[float]) -> float:
     """
     if len(differences) < 2:
         return math.nan
-    if not any(differences):
-        return 1.0
+    return permuted(tuple(differences)) if any(differences) else 1.0
+
+
+@functools.lru_cache(maxsize=4096)  # a page asks for each more than once
+def permuted(differences: tuple[float, ...]) -> float:
     import numpy as np
     from scipy import stats
 
