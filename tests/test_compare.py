@@ -282,16 +282,33 @@ def test_claims_are_judged_in_one_table(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(experiment.REGISTRY, "digits", small)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        main(["claims", "--quick", "--claim", "c2,C3", "--json", "--markdown", "claims.md"])
+        main(["claims", "--quick", "--claim", "c2,C1", "--json", "--markdown", "claims.md"])
     out, err = capfd.readouterr()
     assert left.value.code == 0, err
-    first, second, third = json.loads(out)["verdicts"]
-    assert (first["claim"], first["treatment"], first["control"], first["verdict"]) == ("C2", "max", "none", "supported")
-    assert first["difference"]["mean"] == 6186 - 25386
-    assert (second["verdict"], second["difference"]["p"]) == ("no difference here", pytest.approx(0.5, abs=0.5))
-    assert (third["claim"], third["control"], third["verdict"]) == ("C3", "stride", "not tested")
+    counted, timed, stepped, last = json.loads(out)["verdicts"]
+    assert (last["claim"], last["treatment"], last["control"], last["verdict"]) == ("C2", "max", "none", "supported")
+    assert last["difference"]["mean"] == 6186 - 25386
+    assert (counted["claim"], counted["verdict"], counted["difference"]["exact"]) == ("C1", "supported", True)
+    assert timed["difference"]["p"] in (0.5, 1.0)  # of two pairs, all that can be
+    assert (stepped["control"], stepped["verdict"], stepped["difference"]) == ("stride", "not tested", None)
     for name in ("claims.html", "claims.md"):
         assert "not tested" in Path(name).read_text(encoding="utf-8")
+
+
+def test_a_claim_whose_data_are_not_installed_is_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from everypool.cli import claims, main
+
+    monkeypatch.setattr(claims, "missing", lambda experiment: ["mlxtend"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["claims", "--claim", "C10"])
+    out, err = capfd.readouterr()
+    assert (left.value.code, err) == (0, "")
+    assert "mlxtend is not installed: pip install 'everypool[data]'" in " ".join(out.split())
+    assert "0 supported" not in out
+    assert not Path("runs").exists()
 
 
 def wait_for_end(group: int) -> None:

@@ -14,13 +14,14 @@ from rich.text import Text
 
 from everypool import _check as check
 from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
-from everypool.study.checks import CHECKS, CLAIMS
+from everypool.study.checks import CHECKS, CLAIMS, UNTESTED
 from everypool.study.claims import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Check, Verdict, judge
 from everypool.study.engine import Deadline
 from everypool.study.executors import executor as executor_of
 from everypool.study.experiment import experiments, missing
 from everypool.study.store import Store
 from everypool.study.summary import Study, known, written
+from everypool.study.tables import counted, ways
 
 __all__ = ["command"]
 
@@ -80,7 +81,7 @@ def command(
         deadline = Deadline(stop, budget)
 
         def shown() -> RenderableType:
-            return Text(counts(judge(checks, studies)))
+            return Text(ways(judge(checks, studies)))
 
         run_studies(
             list(studies.values()), executor_of(executor, jobs=jobs or cores(), device=device), store, deadline, console, shown
@@ -89,18 +90,18 @@ def command(
             print("interrupted: reporting what is finished", file=sys.stderr)
         verdicts = judge(checks, studies)
         verdicts = [with_reason(v, absent) for v in verdicts]
-        page = report.Page([s for s in studies.values() if s.finished], [], store.command, verdicts)
+        page = report.Page([s for s in studies.values() if s.finished], [], store.command, verdicts, UNTESTED)
         page.interrupted = "it was interrupted" if stop() else "the budget was used up" if deadline.passed else ""
         report.write(output, report.render(page))
         if markdown is not None:
             report.write(markdown, export.markdown(page))
         failures = [failure for study in studies.values() for failure in study.failures]
         if as_json:
-            print(json.dumps({"verdicts": [record(v) for v in verdicts]}, allow_nan=False, indent=1))
+            print(json.dumps({"verdicts": [record(v) for v in verdicts], "untested": UNTESTED}, allow_nan=False, indent=1))
         else:
             wide = Console()
             print_verdicts(wide, verdicts, studies)
-            wide.print(counts(verdicts), highlight=False)
+            wide.print(counted(verdicts), highlight=False)
             wide.print(f"Report: {output}", highlight=False, markup=False)
         for trial, message in failures:
             print(
@@ -153,6 +154,9 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict], studies: dict[
         title = study.measure(own.measure).title
         effect = f"{effect_of(verdict, study)}, n = {verdict.difference.interval.count}"
         console.print(Text(f"    {title}, {own.treatment} against {own.control} ({own.experiment}): {effect}", style="dim"))
+    console.print(Text("\nNot tested", style="bold"))
+    for text in UNTESTED:
+        console.print(Text(f"  {text}"))
     console.print()
 
 
@@ -162,14 +166,6 @@ def effect_of(verdict: Verdict, study: Study) -> str:
         return "—"
     _, _, inner = written(verdict.difference, study.measure(verdict.check.measure)).partition(" (")
     return inner[:-1]
-
-
-def counts(verdicts: Sequence[Verdict]) -> str:
-    """3 supported, 1 not supported, ..."""
-    kinds: dict[str, int] = {}
-    for verdict in verdicts:
-        kinds[verdict.verdict] = kinds.get(verdict.verdict, 0) + 1
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
 def record(verdict: Verdict) -> dict[str, object]:

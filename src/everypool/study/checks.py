@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from everypool.study.claims import Check
 
-__all__ = ["CHECKS", "CLAIMS"]
+__all__ = ["CHECKS", "CLAIMS", "UNTESTED"]
 
 CLAIMS = {
     "C1": "Pooling makes for less computation.",
@@ -26,11 +26,22 @@ CLAIMS = {
     "C15": "Hopfield pooling finds the important pattern wherever it lies, also changed or moved.",
 }
 
+UNTESTED = (
+    "Energy, GPUs, and networks and data of the size in use: these have thousands of parameters and hundreds of samples.",
+    "C4 for speech beyond one spoken vowel, and for turns of anything but digits.",
+    "C10 in photographs: the objects are digits on black canvases.",
+    "C11 for more than one brain, which is an average of many, and for filmed video: the objects that grow are digits.",
+    "C12 with a network trained for retrieval: this one was trained to classify, with average pooling.",
+    "C13 in photographs of streets: the roads are textures, their signs scanned digits.",
+    "C15 for Hopfield layers deep inside a network.",
+)
+
 CHECKS = (
     Check(
         "C1", "A network with pooling computes less than one that keeps its map.", "digits", "max", "none", "multiply-adds", -1
     ),
     Check("C1", "A step of its training takes less processor time.", "digits", "max", "none", "training", -1),
+    Check("C1", "A step of its training holds less memory.", "digits", "max", "none", "memory", -1),
     Check("C1", "It computes less than one whose convolutions step.", "digits", "max", "stride", "multiply-adds", -1),
     Check("C2", "The layers behind pooling have fewer parameters.", "digits", "max", "none", "parameters", -1),
     Check(
@@ -101,7 +112,9 @@ CHECKS = (
         "accuracy",
         1,
     ),
-    Check("C5", "Learning is further after one epoch with the maximum than with the mean.", "sparse", "max", "avg", "early", 1),
+    Check(
+        "C5", "Learning is further after three epochs with the maximum than with the mean.", "sparse", "max", "avg", "early", 1
+    ),
     Check("C5", "Learning is further after one epoch with pooling than without.", "digits", "max", "none", "first epoch", 1),
     Check("C5", "The strong pattern is found more often after it has moved.", "sparse", "max", "avg", "moved", 1),
     Check(

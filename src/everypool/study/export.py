@@ -54,7 +54,11 @@ def markdown(page: Page) -> str:
     if notices:
         blocks.append("\n".join(f"- **{escaped(notice)}**" for notice in notices))
     if page.verdicts:
-        blocks += ["## Claims", JUDGING, claims_table(tables.lines(page.verdicts, page.studies))]
+        heads = ["Claim", "What the article says", "Comparisons"]
+        blocks.append(piped(heads, [[escaped(text) for text in row] for row in tables.by_claim(page.verdicts)], "lll"))
+        blocks += ["## Comparisons", JUDGING, claims_table(tables.lines(page.verdicts, page.studies))]
+    if page.untested:
+        blocks += ["## What was not tested", "\n".join(f"- {escaped(text)}" for text in page.untested)]
     for study in page.studies:
         blocks += experiment(page, study)
     blocks += ["## How it was measured", how(page)]

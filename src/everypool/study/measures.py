@@ -22,6 +22,7 @@ __all__ = [
     "parameters",
     "peak_memory",
     "predicted",
+    "training_memory",
     "training_time",
 ]
 
@@ -93,6 +94,14 @@ def training_time(model: nn.Module, samples: Tensor, labels: Tensor, *, rounds: 
     return 1e6 * min(times) / len(samples)
 
 
+def training_memory(model: nn.Module, samples: Tensor, labels: Tensor) -> float:
+    """The most KiB per sample that a training step holds at once beyond weights and samples; NaN where it cannot be told."""
+    step, _, _ = calls(model, samples, labels)
+    model.zero_grad(set_to_none=True)  # freed before, or the profiler would see a block go that it never saw come
+    held = peak_memory(step)
+    return math.nan if held is None else held / 1024 / len(samples)
+
+
 def costs(model: nn.Module, inputs: Tensor, labels: Tensor, *, budget: float = 0.03) -> dict[str, float]:
     """What one batch costs, per sample: microseconds of an answer, of a training step without the optimizer's part and of the
     pooling layers alone (forward and backward), and the most KiB held at once in an answer and in a training step.
@@ -111,13 +120,10 @@ def costs(model: nn.Module, inputs: Tensor, labels: Tensor, *, budget: float = 0
         for name, call in (("answer", answer), ("training", step), ("pooling", pooling))
     }
     inference = peak_memory(answer)
-    model.zero_grad(set_to_none=True)  # freed before, or the profiler would see a block go that it never saw come
-    training = peak_memory(step)
-    per_sample = 1 / 1024 / len(inputs)
     return {
         **times,
-        "answer memory": math.nan if inference is None else inference * per_sample,
-        "training memory": math.nan if training is None else training * per_sample,
+        "answer memory": math.nan if inference is None else inference / 1024 / len(inputs),
+        "training memory": training_memory(model, inputs, labels),
         "parameters": parameters(model),
         "multiply-adds": multiply_adds(model.eval(), inputs[:1]),
     }

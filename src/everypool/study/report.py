@@ -35,6 +35,7 @@ class Page:
         costs: studies of the experiment "costs", of any of their experiments.
         command: what was typed, in one line or more.
         verdicts: on claims; with them the page opens.
+        untested: what no verdict says anything about, a sentence each.
         interrupted: why the run is partial, such as "the budget was used up".
     """
 
@@ -42,6 +43,7 @@ class Page:
     costs: Sequence[Study]
     command: str
     verdicts: Sequence[Verdict] = ()
+    untested: Sequence[str] = ()
     interrupted: str = ""
 
 
@@ -64,6 +66,7 @@ def render(page: Page) -> str:
         page=page,
         notices=notices(page),
         counted=tables.counted(page.verdicts) if page.verdicts else "",
+        by_claim=tables.by_claim(page.verdicts),
         lines=tables.lines(page.verdicts, page.studies),
         chances=tables.chances,
         sections=[section(page, study, name) for study, name in zip(page.studies, names(page.studies), strict=True)],

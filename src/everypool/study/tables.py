@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from everypool.study import claims
+from everypool.study.checks import CLAIMS
 from everypool.study.claims import Verdict
 from everypool.study.experiment import Measure, experiments
 from everypool.study.experiments import costs
@@ -143,14 +144,22 @@ def column(measure: Measure, intervals: Sequence[Interval], marks: Sequence[str]
 
 def counted(verdicts: Sequence[Verdict]) -> str:
     """How many comparisons came out which way, in one sentence."""
-    numbers = {
-        name: sum(verdict.verdict == name for verdict in verdicts)
-        for name in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.NO_DIFFERENCE, claims.NOT_TESTED)
-    }
     about = len({verdict.check.claim for verdict in verdicts})
-    said = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)
     comparisons = "1 comparison" if len(verdicts) == 1 else f"{len(verdicts)} comparisons"
-    return f"{comparisons} for {about} claim{'' if about == 1 else 's'}: {said}."
+    return f"{comparisons} for {about} claim{'' if about == 1 else 's'}: {ways(verdicts)}."
+
+
+def ways(verdicts: Sequence[Verdict]) -> str:
+    """2 supported, 1 not supported."""
+    kinds = (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.NO_DIFFERENCE, claims.NOT_TESTED)
+    numbers = {kind: sum(verdict.verdict == kind for verdict in verdicts) for kind in kinds}
+    return ", ".join(f"{count} {kind}" for kind, count in numbers.items() if count)
+
+
+def by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """Each claim's number, what it says, and which ways its comparisons came out."""
+    numbers = sorted({verdict.check.claim for verdict in verdicts}, key=order)
+    return [(name, CLAIMS.get(name, ""), ways([v for v in verdicts if v.check.claim == name])) for name in numbers]
 
 
 def lines(verdicts: Sequence[Verdict], studies: Sequence[Study]) -> list[Line]:

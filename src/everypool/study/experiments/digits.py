@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from everypool.study.data import digits
 from everypool.study.experiment import Experiment, Measure, Scale, register
-from everypool.study.measures import accuracy, agreement, multiply_adds, parameters, training_time
+from everypool.study.measures import accuracy, agreement, multiply_adds, parameters, training_memory, training_time
 from everypool.study.nets import halving
 from everypool.study.train import fit
 from everypool.study.transforms import noisy, rotated, shifted, split
@@ -69,6 +69,7 @@ def run(trial: Trial, context: Context) -> dict[str, float]:
         "noise": accuracy(model, noisy(tests, NOISE, generator), own),
         "loss": loss,
         "training": training_time(model, images[train][:256], labels[train][:256]),
+        "memory": training_memory(model, images[train][:64], labels[train][:64]),
         "parameters": parameters(model),
         "multiply-adds": multiply_adds(model, tests[:1]),
     }
@@ -102,11 +103,12 @@ EXPERIMENT = register(
             "noise": Measure("accuracy under noise", step=STEP),
             "loss": Measure("last training loss", "", better=-1),
             "training": Measure("processor time of a training step, per image", "µs", better=-1),
+            "memory": Measure("peak memory of a training step, per image", "KiB", better=-1),
             "parameters": Measure("parameters", "", better=-1, exact=True),
             "multiply-adds": Measure("multiply-adds of an answer", "", better=-1, exact=True),
         },
         run=run,
-        recipe=2,
+        recipe=3,
         full=Scale(seeds=16, settings={"epochs": 10}),
         quick=Scale(seeds=8, settings={"epochs": 4}),
         overlap=SHARE / (1 - SHARE),

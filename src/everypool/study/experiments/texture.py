@@ -24,7 +24,7 @@ DEVIATIONS = 0.02, 0.05
 SPOILT = 0.02  # the share of pixels that salt and pepper fall on
 
 
-def build(name: str) -> nn.Module:
+def build(name: str) -> nn.Sequential:
     """A network (N, 1, 20, 20) -> (N, 8); a name as "max, avg" gives the pooling inside, then the one at the end.
 
     >>> build("max, avg")[-2]
