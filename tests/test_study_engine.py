@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -322,3 +323,24 @@ def test_one_trial_is_spread_over_two_processes(tmp_path: Path):
     assert "Starting with 2 processes" in done.stdout + done.stderr
     (accuracy,) = re.findall(r"^accuracy ([\d.]+)$", done.stdout, re.MULTILINE)
     assert float(accuracy) > 80  # as one process reaches, with its own order of rounding
+
+
+def test_what_would_start_the_program_over_again_is_refused():
+    with pytest.raises(ValueError, match=r"`executor` must be started by torchrun or SLURM, .* got 'ddp'"):
+        executor("fabric:devices=2,strategy=ddp", jobs=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun there needs a build of its own")
+def test_of_processes_that_torchrun_started_the_first_one_keeps_and_reports(tmp_path: Path):
+    pytest.importorskip("lightning_fabric")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    compare = ["-m", "everypool.cli", "compare", "--pool", "max,avg", "--seeds", "2", "--epochs", "1", "--json"]
+    command = [*torchrun, *compare, "--executor", "fabric:accelerator=cpu"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"] == 4  # printed once
+    assert len(list((tmp_path / "runs").glob("digits-*.parquet"))) == 4
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["results"] == json.loads(done.stdout)["results"]

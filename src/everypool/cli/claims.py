@@ -74,6 +74,9 @@ def command(
     with stop.listening():
         from everypool.study import export, report
 
+        place = executor_of(executor, jobs=jobs or cores(), device=device)
+        if place.follow():
+            return 0
         store = Store(results, command_line())
         checks = [c for c in CHECKS if c.claim in claims]
         studies, absent = planned(checks, quick)
@@ -83,9 +86,7 @@ def command(
         def shown() -> RenderableType:
             return Text(ways(judge(checks, studies)))
 
-        run_studies(
-            list(studies.values()), executor_of(executor, jobs=jobs or cores(), device=device), store, deadline, console, shown
-        )
+        run_studies(list(studies.values()), place, store, deadline, console, shown)
         if stop():
             print("interrupted: reporting what is finished", file=sys.stderr)
         verdicts = judge(checks, studies)

@@ -15,6 +15,7 @@ from rich.table import Table
 from everypool import _check as check
 from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
 from everypool.study.engine import Deadline
+from everypool.study.executors import Executor
 from everypool.study.executors import executor as executor_of
 from everypool.study.experiment import Experiment, Scale, experiments, missing
 from everypool.study.experiments import costs
@@ -114,7 +115,7 @@ def chosen_measures(experiment: Experiment, text: str | None) -> tuple[str, ...]
 @click.option("--results", default="runs", show_default=True, type=click.Path(path_type=Path), metavar="FOLDER",
               help="Finished trials are kept here; those that it has already are not run again.")  # fmt: skip
 @click.option("--executor", default="local", show_default=True, metavar="WHERE",
-              help="Where trials run: local, dask://HOST:PORT, or fabric:devices=2,strategy=ddp.")  # fmt: skip
+              help="Where trials run: local, dask://HOST:PORT, or fabric:devices=2.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where a trial computes: cpu, cuda, ...")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Local processes that train side by side.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
@@ -149,6 +150,9 @@ def command(
     """
     stop = Stop()
     with stop.listening():
+        place = executor_of(executor, jobs=jobs or cores(), device=device)
+        if place.follow():
+            return 0
         of_own = {"model": model, "where": where, "batch": batch, "rate": rate, "size": size, "layout": layout}
         given = {name: value for name, value in of_own.items() if value is not None}
         if data in experiments() and data != OWN and not given:
@@ -158,9 +162,7 @@ def command(
         study = Study(
             experiment, Scale(seeds, settings), chosen_variants(experiment, pool), chosen_measures(experiment, metric)
         )
-        return carry_out(
-            study, output, Store(results, command_line()), executor, device, jobs or cores(), budget, stop, as_json
-        )
+        return carry_out(study, output, Store(results, command_line()), place, device, budget, stop, as_json)
 
 
 def built_in(name: str, epochs: int | None) -> tuple[Experiment, dict[str, Value]]:
@@ -192,9 +194,8 @@ def carry_out(
     study: Study,
     output: Path,
     store: Store,
-    executor: str,
+    place: Executor,
     device: str,
-    jobs: int,
     budget: float | None,
     stop: Stop,
     as_json: bool,
@@ -204,9 +205,7 @@ def carry_out(
 
     console = Console(stderr=True)
     deadline = Deadline(stop, None if budget is None else max(budget - RESERVE, budget / 2))
-    run_studies(
-        [study], executor_of(executor, jobs=jobs, device=device), store, deadline, console, lambda: results_table(study)
-    )
+    run_studies([study], place, store, deadline, console, lambda: results_table(study))
     cost = None
     if study.finished and study.experiment.sample is not None and not stop():
         measures = ("training", "training memory")

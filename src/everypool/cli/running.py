@@ -108,8 +108,6 @@ def run_studies(
         print(f"everypool: {unread} unreadable file(s) of {str(store and store.folder)!r} are passed over", file=sys.stderr)
     for event in known:
         take(event, by_name[event.trial.experiment])
-    if not waiting:
-        return
     with progress(len(waiting), console, shown) as advance:
         for event in work_off(waiting, executor, store, stopped):
             take(event, by_name[event.trial.experiment])
@@ -126,7 +124,7 @@ def take(event: Event, study: Study) -> None:
 @contextmanager
 def progress(total: int, console: Console, shown: Callable[[], RenderableType]) -> Iterator[Callable[[Event], None]]:
     """A bar with the time left, and what is known so far; on a terminal alone. Yields what to call with every event."""
-    if not console.is_terminal:
+    if not console.is_terminal or not total:
         yield lambda event: None
         return
     bar = Progress(

@@ -32,13 +32,17 @@ class Executor(Protocol):
         """
         ...
 
+    def follow(self) -> bool:
+        """In a process that was started to help another one: do so until that one is done, and say True."""
+        ...
+
 
 def executor(text: str, *, jobs: int, device: str = "cpu") -> Executor:
     """An executor by its name.
 
     Args:
-        text: "local", processes of this machine; "dask://host:port", a Dask cluster; "fabric:devices=2,strategy=ddp", one
-            trial at a time spread over devices or nodes by Lightning Fabric.
+        text: "local", processes of this machine; "dask://host:port", a Dask cluster; "fabric:devices=2", one trial at a
+            time spread over devices or nodes by Lightning Fabric.
         jobs: trials side by side, for "local".
         device: where a trial computes, such as "cpu" or "cuda"; with several GPUs the local processes take turns.
 
@@ -62,7 +66,7 @@ def executor(text: str, *, jobs: int, device: str = "cpu") -> Executor:
 
 
 def settings(text: str) -> dict[str, Any]:
-    """devices=2,strategy=ddp -> {"devices": 2, "strategy": "ddp"}."""
+    """devices=2,precision=bf16-mixed -> {"devices": 2, "precision": "bf16-mixed"}."""
     found: dict[str, Any] = {}
     for piece in filter(None, text.split(",")):
         name, equals, value = piece.partition("=")

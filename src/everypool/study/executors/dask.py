@@ -35,6 +35,9 @@ class Dask:
     def run(self, trials: Iterable[Trial], stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         from distributed import Client, wait  # type: ignore[import-not-found, unused-ignore]
 
+        trials = list(trials)
+        if not trials:  # nobody needs a cluster to read what is finished
+            return
         try:
             client = Client(self.address, timeout=CONNECT)
         except (OSError, ValueError) as error:
@@ -56,6 +59,9 @@ class Dask:
                         yield ended(futures.pop(future), future)
             finally:
                 client.cancel(list(futures))
+
+    def follow(self) -> bool:
+        return False
 
 
 def ended(trial: Trial, future: Any) -> Event:

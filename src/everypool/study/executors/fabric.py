@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,18 +16,25 @@ from everypool.study.trial import Context, Outcome, Trial, run
 __all__ = ["Fabric"]
 
 SETTINGS = ("accelerator", "devices", "nodes", "strategy", "precision")
+# strategies whose processes Fabric starts for one call, and which end with it
+STARTED = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+RANKS = (("TORCHELASTIC_RUN_ID", "RANK"), ("SLURM_NTASKS", "SLURM_PROCID"))  # who has started this process, and which one it is
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """Processes that Lightning Fabric starts, or that `torchrun` or a cluster's scheduler has started.
+    """Processes that Lightning Fabric starts for each trial, or that `torchrun` or SLURM has started for all.
 
     Every process trains on its share of each batch; gradients are averaged, so one step is that of the whole batch.
-    Batch statistics are each process's own, as everywhere in data-parallel training.
+    Batch statistics are each process's own, as everywhere in data-parallel training. Among processes that were started
+    from outside the first one plans, keeps and reports; the others follow.
 
     Args:
         settings: "accelerator", "devices", "nodes", "strategy" and "precision", as `lightning.fabric.Fabric` takes them;
-            "nodes" is its `num_nodes`. Without a strategy, processes are spawned.
+            "nodes" is its `num_nodes`. The strategy is "ddp_spawn", or "ddp" if the processes run already.
+
+    Raises:
+        ValueError: a setting is unknown, or the strategy would start this program over again.
     """
 
     settings: dict[str, Any]
@@ -34,27 +42,71 @@ class Fabric:
     def __post_init__(self) -> None:
         for name in self.settings:
             check.choice("executor", name, list(SETTINGS))
+        strategy = self.settings.get("strategy", "ddp_spawn")
+        if rank() is None and strategy not in STARTED:
+            raise check.invalid("executor", f"started by torchrun or SLURM, or have one of the strategies {STARTED}", strategy)
 
     def run(self, trials: Iterable[Trial], stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        for trial in trials:
-            if stopped():
-                return
-            said = self.launched(trial)
-            yield Event(trial, outcome=said) if isinstance(said, Outcome) else Event(trial, failure=said)
+        if rank() is None:
+            for trial in trials:
+                if stopped():
+                    return
+                yield ended(trial, self.launched(trial))
+            return
+        fabric = self.joined()
+        try:
+            for trial in trials:
+                if stopped():
+                    return
+                fabric.broadcast(trial)
+                yield ended(trial, work(fabric, trial))
+        finally:
+            fabric.broadcast(None)
 
-    def launched(self, trial: Trial) -> Outcome | str:
-        from lightning_fabric import Fabric as Lightning  # type: ignore[import-not-found, unused-ignore]
+    def follow(self) -> bool:
+        if not rank():  # the first, or the only one
+            return False
+        fabric = self.joined()
+        while (trial := fabric.broadcast(None)) is not None:
+            work(fabric, trial)
+        return True
 
-        chosen = {"accelerator": "auto", "devices": 1, "strategy": "ddp_spawn", **self.settings}
-        chosen["num_nodes"] = chosen.pop("nodes", 1)
-        if chosen["devices"] == 1 and chosen["num_nodes"] == 1:
+    def launched(self, trial: Trial) -> dict[str, Any] | str:
+        """What comes of the trial in processes of its own."""
+        chosen = {"devices": 1, "strategy": "ddp_spawn", **self.settings}
+        if chosen["devices"] == 1 and chosen.get("nodes", 1) == 1:
             chosen["strategy"] = "auto"
         try:
-            fabric: Any = Lightning(**chosen)
-            said = fabric.launch(functools.partial(work, trial=trial))  # an argument of its own it would look into
+            said: dict[str, Any] | str = fabric_of(chosen).launch(functools.partial(work, trial=trial))
         except Exception:
             return traceback.format_exc()
-        return said if isinstance(said, str) else Outcome(**said)
+        return said
+
+    def joined(self) -> Any:
+        """The processes that run already, brought together."""
+        fabric = fabric_of({"devices": int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "strategy": "ddp", **self.settings})
+        fabric.launch()
+        return fabric
+
+
+def rank() -> int | None:
+    """Which one of the processes this is that torchrun or SLURM has started; None if it was started by hand."""
+    for mark, name in RANKS:
+        if mark in os.environ and name in os.environ:
+            return int(os.environ[name])
+    return None
+
+
+def fabric_of(settings: dict[str, Any]) -> Any:
+    from lightning_fabric import Fabric as Lightning  # type: ignore[import-not-found, unused-ignore]
+
+    chosen = {"accelerator": "auto", **settings}
+    chosen["num_nodes"] = chosen.pop("nodes", 1)
+    return Lightning(**chosen)
+
+
+def ended(trial: Trial, said: dict[str, Any] | str) -> Event:
+    return Event(trial, failure=said) if isinstance(said, str) else Event(trial, outcome=Outcome(**said))
 
 
 def work(fabric: Any, trial: Trial) -> dict[str, Any] | str:

@@ -66,6 +66,9 @@ class Local:
             for worker in workers:
                 worker.process.join()
 
+    def follow(self) -> bool:
+        return False
+
 
 def started(device: str, number: int) -> Worker:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
