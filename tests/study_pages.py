@@ -101,7 +101,7 @@ def several() -> Page:
     ]
     verdicts = judge(checks, {made.experiment.name: made for made in studies})
     command = "everypool claims --seeds 8\neverypool report runs"
-    return Page(studies, [cost(studies[0])], command, verdicts, "the budget was used up")
+    return Page(studies, [cost(studies[0])], command, verdicts, interrupted="the budget was used up")
 
 
 @functools.cache

@@ -356,11 +356,12 @@ def pipe_tables(text: str) -> list[list[list[str]]]:
 
 def test_markdown_has_the_same_tables(many: tuple[Page, str]):
     text = export.markdown(many[0])
-    claims, *others = pipe_tables(text)
+    summary, claims, *others = pipe_tables(text)
     assert len(others) == 3
-    for table in (claims, *others):
+    for table in (summary, claims, *others):
         assert len({len(row) for row in table}) == 1
         assert set("".join(table[1])) <= set(":-")
+    assert [row[0] for row in summary[2:]] == ["C2", "C3", "C10"]
     assert [row[0] for row in claims[2:]] == ["C2", "C2", "C2", "C3", "C10"]
     assert claims[3][1] == r"Strides are more accurate \| or not."
     assert claims[5][-1] == "not tested: its experiment was not run"

@@ -154,6 +154,8 @@ def test_the_conclusion_claims_what_is_found_and_nothing_else():
 def test_too_little_gives_no_conclusion():
     assert study(max=[1.0]).conclusion() == "There is only one variant, so there is nothing to compare."
     assert study(max=[1.0], avg=[50.0]).conclusion().startswith("No conclusion")
+    assert study(max=REFERENCE[:5], center=LOWER[:5]).conclusion().startswith("No conclusion: 6 seeds are the fewest")
+    assert "lower for center" in study(max=REFERENCE[:7], center=LOWER[:7]).conclusion()
     assert study(max=[], avg=[]).conclusion() == "No trial was finished, so there is nothing to conclude."
 
 

@@ -30,7 +30,7 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         pads: list[int] = []
         for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            total = max(kernel - (size % stride or stride), 0)  # what the last window lacks
             pads += [total // 2, total - total // 2]
         return self._conv_forward(F.pad(input, pads), self.weight, self.bias)
 

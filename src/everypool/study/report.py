@@ -18,11 +18,11 @@ from markupsafe import Markup
 from everypool.study import figures, provenance, samples, tables
 from everypool.study.claims import Verdict
 from everypool.study.experiments import costs
+from everypool.study.statistics import FEWEST
 from everypool.study.summary import Study, listed
 
 __all__ = ["Page", "cost_of", "notices", "render", "title", "write"]
 
-FEWEST = 6  # pairs with which a permutation test can come out below 0.05
 NETWORK = 4000  # letters of a network that are still worth reading
 
 

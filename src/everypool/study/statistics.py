@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["ALPHA", "LEVEL", "Difference", "Interval", "adjusted", "chance", "difference", "interval", "signed"]
+__all__ = ["ALPHA", "FEWEST", "LEVEL", "Difference", "Interval", "adjusted", "chance", "difference", "interval", "signed"]
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 EXACT = 13  # pairs up to which all 2^n ways of exchanging the two of a pair are counted; beyond, many are drawn
 DRAWN = 9999
+FEWEST = 6  # pairs with which a permutation test can come out below ALPHA: 2 of 2^6
 
 
 @dataclass(frozen=True)

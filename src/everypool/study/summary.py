@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from everypool.study.experiment import Experiment, Measure, Scale
-from everypool.study.statistics import Difference, Interval, adjusted, difference, interval, signed
+from everypool.study.statistics import FEWEST, Difference, Interval, adjusted, difference, interval, signed
 from everypool.study.trial import Outcome, Trial
 
 __all__ = ["Row", "Study", "known", "listed", "written"]
@@ -119,6 +119,8 @@ class Study:
         counts = {d.interval.count for d in differences}
         if max(counts) < 2:
             return "No conclusion: differences can only be told from chance with two seeds or more."
+        if max(counts) < FEWEST and not any(d.exact or d.found for d in differences):
+            return f"No conclusion: {FEWEST} seeds are the fewest with which a paired test can tell a difference from chance."
         seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
         names = {name: self.measure(name).title for name in self.judged}
         if any(d.found for d in differences):
