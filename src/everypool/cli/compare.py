@@ -205,18 +205,20 @@ def carry_out(
 
     console = Console(stderr=True)
     deadline = Deadline(stop, None if budget is None else max(budget - RESERVE, budget / 2))
+    last = Deadline(stop, budget)
     run_studies([study], place, store, deadline, console, lambda: results_table(study))
     cost = None
     if study.finished and study.experiment.sample is not None and not stop():
         measures = ("training", "training memory")
         cost = Study(costs.EXPERIMENT, costs.scale(study.trials()[0], device), study.variants, measures)
         alone = executor_of("local", jobs=1, device=device)
-        run_studies([cost], alone, store, stop, console, lambda: results_table(study))
+        run_studies([cost], alone, store, last, console, lambda: results_table(study))
     if stop():
         print("interrupted: reporting what is finished", file=sys.stderr)
+    short = study.finished < study.planned or (cost is not None and cost.finished < cost.planned)
     if study.finished or not output.exists():  # an earlier report is worth more than one of nothing
         page = report.Page([study], [cost] if cost is not None else [], store.command)
-        page.interrupted = "it was interrupted" if stop() else "the budget was used up" if deadline.passed else ""
+        page.interrupted = "it was interrupted" if stop() else "the budget was used up" if short and deadline.passed else ""
         report.write(output, report.render(page))
     print_study(study, cost, output, as_json)
     for trial, message in study.failures + (cost.failures if cost is not None else []):
