@@ -326,21 +326,48 @@ def test_one_trial_is_spread_over_two_processes(tmp_path: Path):
 
 
 def test_what_would_start_the_program_over_again_is_refused():
-    with pytest.raises(ValueError, match=r"`executor` must be started by torchrun or SLURM, .* got 'ddp'"):
+    with pytest.raises(ValueError, match=r"`executor` must be started by torchrun, .* got 'ddp'"):
         executor("fabric:devices=2,strategy=ddp", jobs=1)
+
+
+def on_two_nodes(folder: Path) -> str:
+    """Compare under two torchruns that believe to be on machines of their own; what they print."""
+    compare = [
+        "compare",
+        "--pool",
+        "max,avg",
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--json",
+        "--executor",
+        "fabric:accelerator=cpu",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--master-port", str(free_port())]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, "--node-rank", rank, "-m", "everypool.cli", *compare],
+            env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if rank == "1" else None, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        said, silent = (node.communicate(timeout=300)[0] for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], silent
+    assert "results" not in silent
+    return said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun there needs a build of its own")
 def test_of_processes_that_torchrun_started_the_first_one_keeps_and_reports(tmp_path: Path):
     pytest.importorskip("lightning_fabric")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    compare = ["-m", "everypool.cli", "compare", "--pool", "max,avg", "--seeds", "2", "--epochs", "1", "--json"]
-    command = [*torchrun, *compare, "--executor", "fabric:accelerator=cpu"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["finished"] == 4  # printed once
-    assert len(list((tmp_path / "runs").glob("digits-*.parquet"))) == 4
+    record = json.loads(on_two_nodes(tmp_path))
+    rows = sorted((tmp_path / "runs").glob("digits-*.parquet"))
+    assert (record["finished"], len(rows)) == (4, 4)
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["results"] == json.loads(done.stdout)["results"]
+    assert json.loads(on_two_nodes(tmp_path))["results"] == record["results"]  # taken from the rows
+    assert sorted((tmp_path / "runs").glob("digits-*.parquet")) == rows

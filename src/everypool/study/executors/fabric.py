@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch.distributed
+
 from everypool import _check as check
 from everypool.study.executors import Event
 from everypool.study.trial import Context, Outcome, Trial, run
@@ -18,20 +20,20 @@ __all__ = ["Fabric"]
 SETTINGS = ("accelerator", "devices", "nodes", "strategy", "precision")
 # strategies whose processes Fabric starts for one call, and which end with it
 STARTED = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-RANKS = (("TORCHELASTIC_RUN_ID", "RANK"), ("SLURM_NTASKS", "SLURM_PROCID"))  # who has started this process, and which one it is
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """Processes that Lightning Fabric starts for each trial, or that `torchrun` or SLURM has started for all.
+    """Processes that Lightning Fabric starts for each trial, or that `torchrun` has started for all.
 
     Every process trains on its share of each batch; gradients are averaged, so one step is that of the whole batch.
-    Batch statistics are each process's own, as everywhere in data-parallel training. Among processes that were started
-    from outside the first one plans, keeps and reports; the others follow.
+    Batch statistics are each process's own, as everywhere in data-parallel training. Among the processes of `torchrun`
+    the first one plans, keeps and reports; the others follow.
 
     Args:
         settings: "accelerator", "devices", "nodes", "strategy" and "precision", as `lightning.fabric.Fabric` takes them;
-            "nodes" is its `num_nodes`. The strategy is "ddp_spawn", or "ddp" if the processes run already.
+            "nodes" is its `num_nodes`. The strategy is "ddp_spawn"; under `torchrun`, which says how many devices and nodes
+            there are, "ddp".
 
     Raises:
         ValueError: a setting is unknown, or the strategy would start this program over again.
@@ -44,7 +46,7 @@ class Fabric:
             check.choice("executor", name, list(SETTINGS))
         strategy = self.settings.get("strategy", "ddp_spawn")
         if rank() is None and strategy not in STARTED:
-            raise check.invalid("executor", f"started by torchrun or SLURM, or have one of the strategies {STARTED}", strategy)
+            raise check.invalid("executor", f"started by torchrun, or have one of the strategies {STARTED}", strategy)
 
     def run(self, trials: Iterable[Trial], stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         if rank() is None:
@@ -84,17 +86,15 @@ class Fabric:
 
     def joined(self) -> Any:
         """The processes that run already, brought together."""
-        fabric = fabric_of({"devices": int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "strategy": "ddp", **self.settings})
+        all_of_them, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        fabric = fabric_of({"devices": here, "nodes": all_of_them // here, "strategy": "ddp", **self.settings})
         fabric.launch()
         return fabric
 
 
 def rank() -> int | None:
-    """Which one of the processes this is that torchrun or SLURM has started; None if it was started by hand."""
-    for mark, name in RANKS:
-        if mark in os.environ and name in os.environ:
-            return int(os.environ[name])
-    return None
+    """Which one of the processes of `torchrun` this is; None if it was not started by it."""
+    return int(os.environ["RANK"]) if torch.distributed.is_torchelastic_launched() else None
 
 
 def fabric_of(settings: dict[str, Any]) -> Any:
