@@ -77,7 +77,8 @@ def test_train_copy_and_pickle(operation: Operation) -> None:
     module, arguments = operation.sample()  # type: ignore[misc]
     module = shuffled(module)
     loss = sum(y.square().sum() for y in outputs(module(*arguments)))
-    loss.backward()
+    if any(True for _ in module.parameters()):
+        loss.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name

@@ -24,7 +24,7 @@ from everypool.study.data.own.arrays import arranged
 from everypool.study.experiments import own
 from everypool.study.models import build_model, model_hash
 from everypool.study.trial import Trial, run
-from everypool.surgery import places, replaced
+from everypool.surgery import find
 
 DRAWN = np.random.default_rng(0)
 TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
@@ -372,7 +372,7 @@ def test_the_small_network(nd: int, size: tuple[int, ...]) -> None:
     model = build_model("small", classes=3, channels=2, nd=nd, size=size)
     output = model(torch.rand(4, 2, *size))
     assert output.shape == (4, 3)
-    found = places(model, torch.rand(2, 2, *size))
+    found = find(model, torch.rand(2, 2, *size))
     assert [p.place for p in found][-1] == "head"
     if min(size) >= 4:
         assert [p.place for p in found] == ["stem", "stage", "head"]
@@ -451,171 +451,6 @@ def test_files_that_give_no_model(text: str, tmp_path: Path) -> None:
     if kind is RuntimeError:
         assert caught.value.__cause__ is not None
         assert not isinstance(caught.value, ValueError)
-
-
-# places
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, step: bool) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(channels, channels, 3, stride=2 if step else 1, padding=1)
-        self.down = nn.AvgPool2d(2, ceil_mode=True) if step else nn.Identity()
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
-        self.out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        y = self.out(y * self.gate(y).sigmoid())
-        y += self.down(x)
-        return y
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.first = nn.MaxPool2d(3, 2, 1)
-        self.blocks = nn.Sequential(Block(4, False), Block(4, True))
-        self.last = nn.AdaptiveAvgPool2d(1)
-        self.line = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.line(self.last(self.blocks(self.first(self.conv(x)))).flatten(1))
-
-
-EXAMPLE = torch.linspace(-1, 1, 2 * 13 * 14).sin().reshape(2, 1, 13, 14)
-
-
-def test_places_of_a_residual_network() -> None:
-    model = Residual()
-    found = places(model, EXAMPLE)
-    assert [(p.name, p.kind, p.place) for p in found] == [
-        ("first", "sliding", "stem"),
-        ("blocks.0.gate.0", "global", "inside"),
-        ("blocks.1.gate.0", "global", "inside"),
-        ("blocks.1.down", "sliding", "stage"),
-        ("last", "global", "head"),
-    ]
-    assert found[0].input == (2, 4, 13, 14)
-    assert found[0].output == (2, 4, 7, 7)
-    assert model.training
-    assert not model.first._forward_hooks
-
-
-def test_places_of_plain_networks() -> None:
-    def stands(*layers: nn.Module, example: Tensor = EXAMPLE) -> list[tuple[str, str, int]]:
-        return [(p.name, p.place, p.calls) for p in places(nn.Sequential(*layers), example)]
-
-    conv = [nn.Conv2d(1, 1, 3, padding=1) for _ in range(3)]
-    pool = nn.MaxPool2d(2)
-    assert stands(conv[0], pool, conv[1], pool, nn.AvgPool2d(3)) == [("1", "stem", 2), ("4", "head", 1)]
-    assert stands(nn.MaxPool2d(2), conv[0], nn.MaxPool2d(2), conv[1]) == [("0", "stem", 1), ("2", "stage", 1)]
-    assert stands(nn.MaxPool2d(2, return_indices=True)) == []
-    assert stands(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(6, 2)) == [
-        ("0", "stem", 1),
-        ("1", "head", 1),
-    ]
-    assert stands(everypool.SoftPool2d(2), everypool.GlobalGeMPool()) == [("0", "stem", 1), ("1", "head", 1)]
-    series = torch.rand(2, 3, 16)
-    assert stands(nn.LPPool1d(2, 2), nn.Conv1d(3, 3, 1), nn.AdaptiveMaxPool1d(1), example=series) == [
-        ("0", "stem", 1), ("2", "head", 1)
-    ]  # fmt: skip
-
-
-def test_replaced_equals_what_is_made_by_hand() -> None:
-    model = Residual().eval()
-    for pool, sliding, whole in (
-        ("soft", everypool.soft_pool, everypool.adaptive_soft_pool),
-        ("gem:p=2", lambda *a, **k: everypool.gem_pool(*a, p=2.0, **k), lambda *a: everypool.adaptive_gem_pool(*a, p=2.0)),
-    ):
-        got = replaced(model, "stem,stage,head", pool, EXAMPLE)
-        with torch.no_grad():
-            x = sliding(model.conv(EXAMPLE), 3, 2, 1)
-            x = model.blocks[0](x)
-            block = model.blocks[1]
-            y = block.body(x)
-            x = block.out(y * block.gate(y).sigmoid()) + sliding(x, 2, ceil_mode=True)
-            torch.testing.assert_close(got(EXAMPLE), model.line(whole(x, 1).flatten(1)))
-    assert isinstance(model.first, nn.MaxPool2d)
-
-
-def test_replaced_by_the_same_gives_the_same() -> None:
-    conv = nn.Conv2d(1, 2, 3)
-    model = nn.Sequential(conv, nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
-    for where, pool, equal in (("stem", "max", True), ("stage", "avg", True), ("[12]", "avg", False)):
-        got = replaced(model, where, pool, EXAMPLE)
-        assert torch.equal(got[0].weight, conv.weight)
-        assert got[0].weight is not conv.weight
-        assert torch.allclose(got(EXAMPLE), model(EXAMPLE)) is equal
-
-
-def test_replaced_by_name_shared_and_alone() -> None:
-    model = Residual()
-    got = replaced(model, "blocks.*.down, last", "gem", EXAMPLE)
-    assert isinstance(got.blocks[1].down, everypool.GeMPool2d)
-    assert isinstance(got.last, everypool.GlobalGeMPool)
-    assert isinstance(got.first, nn.MaxPool2d)
-    assert isinstance(replaced(model, "blocks.1", "soft", EXAMPLE).blocks[1].gate[0], everypool.GlobalSoftPool)
-    pool = nn.MaxPool2d(2)
-    twice = replaced(nn.Sequential(pool, pool), ["stem"], "gem", EXAMPLE)
-    assert twice[0] is twice[1]
-    assert isinstance(replaced(nn.AvgPool1d(2), "stem", "max", torch.rand(1, 1, 6)), everypool.MaxPool1d)
-    for where, match in (("first2", r"\(stem: first; stage: blocks.1.down; head: last; inside: .*first2"), ("", "got ''")):
-        with pytest.raises(ValueError, match=f"^`where` must be places where the model pools .*{match}"):
-            replaced(model, where, "max", EXAMPLE)
-    with pytest.raises(ValueError, match="none that are modules"):
-        replaced(nn.Flatten(), "stem", "max", EXAMPLE)
-
-
-def test_a_change_of_shape_is_an_error() -> None:
-    class CatAvgMaxPool2d(nn.Module):
-        output_size = 1
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([x.mean((2, 3)), x.amax((2, 3))], -1)[..., :1].unsqueeze(-1)
-
-    class WidePool(nn.MaxPool2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(nn.functional.pad(x, (5, 5, 5, 5)))
-
-    assert [p.place for p in places(nn.Sequential(CatAvgMaxPool2d()), EXAMPLE)] == ["head"]
-    with pytest.raises(ValueError, match=r"^`pool` must be one that keeps the shape .* at 0, got"):
-        replaced(nn.Sequential(WidePool(2)), "stem", "avg", EXAMPLE)
-
-
-@TIMM
-def test_networks_of_timm(tmp_path: Path) -> None:
-    options = {"classes": 3, "channels": 3, "nd": 2, "size": (32, 32)}
-    example = torch.rand(2, 3, 32, 32)
-    expected = {
-        "resnet18": [("maxpool", "stem"), ("global_pool.pool", "head")],
-        "convnext_atto": [("head.global_pool.pool", "head")],
-        "efficientnet_lite0": [("global_pool.pool", "head")],
-    }
-    for name, there in expected.items():
-        model = build_model(f"timm:{name}", **options)  # type: ignore[arg-type]
-        assert [(p.name, p.place) for p in places(model, example)] == there
-        if name == "resnet18":
-            resnet = model.eval()
-    same = replaced(resnet, "head", "avg", example)
-    torch.testing.assert_close(same(example), resnet(example))
-    got = replaced(resnet, "stem,head", "gem:p=3", example)
-    by_hand = replaced(resnet, "maxpool", "gem:p=3", example)
-    by_hand.global_pool = everypool.GlobalGeMPool(p=3)
-    torch.testing.assert_close(got(example), by_hand(example))
-    path = tmp_path / "w.pth"
-    torch.save({"state_dict": resnet.state_dict()}, path)
-    again = build_model(f"timm:resnet18@{path}", **options).eval()  # type: ignore[arg-type]
-    torch.testing.assert_close(again(example), resnet(example))
-    other = build_model(f"timm:resnet18@{path}", **{**options, "classes": 5, "channels": 1})  # type: ignore[arg-type]
-    torch.testing.assert_close(other.conv1.weight, resnet.conv1.weight.sum(1, keepdim=True))
-    torch.testing.assert_close(other.layer1[0].conv1.weight, resnet.layer1[0].conv1.weight)
-    path.write_bytes(pickle.dumps(Trap()))
-    for spec in ("resnet81", "hf-hub:timm/resnet18", f"resnet18@{path}", "resnet18@nothing.pth", "resnet18.nothing"):
-        with pytest.raises(ValueError, match=r"^`model` must be"):
-            build_model(f"timm:{spec}", **options)  # type: ignore[arg-type]
-    assert not Path("trapped").exists()
 
 
 # the experiment

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import everypool
 from everypool.study.data import brain
 from everypool.study.experiments import frames, patches, volumes
-from everypool.study.ragged import PlaceNorm, Ragged, RaggedNet, cropped, drawn, padded, resized, steadiness, valid_sizes
+from everypool.study.ragged import PlaceNorm, Ragged, RaggedNet, cropped, drawn, padded, resized, steadiness, windows_of
 from everypool.study.trial import Context, Trial
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -40,7 +40,7 @@ def test_valid_sizes_are_those_of_each_sample_alone(nd: int, arguments: dict[str
     _, sizes = padded(samples(nd))
     for layer in layers:
         alone = [list(layer(sample[None]).shape[2:]) for sample in samples(nd)]
-        assert valid_sizes(sizes, layer).tolist() == alone
+        assert windows_of(layer).valid_sizes(sizes).tolist() == alone
 
 
 def test_a_padded_batch_is_zero_behind_each_sample() -> None:

@@ -7,6 +7,8 @@ from types import ModuleType as _ModuleType
 
 from everypool._check import InvalidValue as InvalidValue
 from everypool.blocks import *
+from everypool.explain import Explanation as Explanation
+from everypool.explain import explain as explain
 from everypool.factory import create as create
 from everypool.pool import Operation as Operation
 from everypool.pool import Reducer as Reducer
@@ -15,6 +17,11 @@ from everypool.pool import operations as operations
 from everypool.pool import pool as pool
 from everypool.pool import register as register
 from everypool.reducers import *
+from everypool.surgery.export import Exported as Exported
+from everypool.surgery.export import export as export
+from everypool.surgery.sizes import border_effect as border_effect
+from everypool.surgery.sizes import masked_forward as masked_forward
+from everypool.surgery.sizes import propagate_sizes as propagate_sizes
 from everypool.windows import *
 
 __version__ = "0.1.0"

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from everypool import _check as check
 from everypool._memo import MOST, made, plain, token
-from everypool.backends import cpu
+from everypool.backends import counter, cpu
 from everypool.backends.axes import readable
 from everypool.backends.choose import choose
 from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Taps, Work, measured, operations_of
 
 __all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "pool", "register"]
 
 
+LONGEST = 1 << 20  # of an axis whose tables are made only to count windows: without values that takes torch longer
 Reduced = tuple[tuple[Tensor, ...], Tensor | None]  # values (and indices), and which windows exist if not all
 
 
@@ -40,6 +44,10 @@ class Reducer:
     def recipe(self) -> Recipe | str:
         """This reducer for the compiled loops, or why they do not have it."""
         return "no compiled loop knows this reducer"
+
+    def work(self, nd: int) -> Work | None:
+        """What a window of K elements costs over `nd` axes, see `Work`; None where nobody has said."""
+        return None
 
     def define(self, x: Tensor, folds: Folds) -> Reduced:
         """The values (N, C, *out), with an index if asked for; and which exist where it is not `folds.exists()`."""
@@ -65,6 +73,17 @@ class Windows:
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
         """One layout, or several that are folded in turn (pyramid levels, strips)."""
         raise NotImplementedError
+
+    def taps(self, shapes: Sequence[tuple[int, ...]]) -> list[Taps] | None:
+        """How many elements the windows over inputs (N, C, *spatial) hold; None where nobody has said."""
+        if not self.folds:
+            return None
+        return [measured(layout, shape[0] * shape[1]) for shape in shapes for layout in self.outlines(shape[2:])]
+
+    def outlines(self, spatial: tuple[int, ...]) -> list[Layout]:
+        """`layouts` whose tensors may lack values, so that a map may be of any size."""
+        with torch.device("meta") if max(spatial) > LONGEST else nullcontext():
+            return self.layouts(spatial, None)
 
     def assemble(self, parts: list[Tensor]) -> Any:
         """The result from what each layout gave."""
@@ -264,8 +283,12 @@ def apply(
     mask: Any = None,
     sizes: Any = None,
     return_mask: bool = False,
+    tells: bool = True,
 ) -> Any:
-    """`pool` for callers that know the number of spatial axes, so that (C, *spatial) can be told from a batch."""
+    """`pool` for callers that know the number of spatial axes, so that (C, *spatial) can be told from a batch.
+
+    With `tells`, torch's counter of operations is told of it, where one listens.
+    """
     choice = choose()
     reducer = reducer if isinstance(reducer, Reducer) else made(parse, reducer)
     if not isinstance(windows, Windows):
@@ -275,6 +298,8 @@ def apply(
         found = planned(input, reducer, windows, nd)
         if found is not None:
             return found
+    if tells and counter.listening():
+        return counted(input, reducer, windows, nd=nd, mask=mask, sizes=sizes, return_mask=return_mask)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     if single:
         input = input.unsqueeze(0)
@@ -295,6 +320,25 @@ def apply(
     if single:
         results = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in results]
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def counted(input: Any, reducer: Reducer, windows: Windows, *, nd: int | None, **options: Any) -> Any:
+    """`apply`, and torch's counter of operations is told what it cost."""
+    with counter.quiet():
+        result = apply(input, reducer, windows, nd=nd, tells=False, **options)
+        forward, backward = cost(input, reducer, windows, nd)
+    leaves, structure = tree_flatten(result)
+    return tree_unflatten(counter.told(leaves, forward, backward), structure)
+
+
+def cost(input: Any, reducer: Reducer, windows: Windows, nd: int | None) -> tuple[int, int]:
+    """Operations of a call and of its gradient; samples of different sizes cost what each does alone."""
+    single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
+    alone = single or (isinstance(input, (list, tuple)) and not windows.many)
+    shapes = [tuple(x.shape) for x in (input if isinstance(input, (list, tuple)) else [input])]
+    shapes = [(1, *shape) if alone else shape for shape in shapes]
+    work, taps = reducer.work(len(shapes[0]) - 2), windows.taps(shapes)
+    return (0, 0) if work is None or taps is None else operations_of(work, taps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,6 +472,10 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
 
 def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout, by the implementation that suits."""
+    if counter.listening():  # what is made again for a gradient must be made in the same way
+        with counter.quiet():
+            found = compiled(reducer, x, folds)
+            return defined(reducer, x, folds) if found is None else found
     found = compiled(reducer, x, folds)
     return defined(reducer, x, folds) if found is None else found
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "claims": "Put the claims of the source article to the test.",
     "compare": "Train a small network with each pooling; table and report.html.",
     "doctor": "What is installed, what runs, and what is missing.",
+    "explain": "Which implementation runs an operation, why, and what it costs.",
+    "export": "A model as ONNX, compared in ONNX Runtime at sizes never seen.",
     "list": "All operations in one table.",
     "report": "The report of finished trials, once more.",
     "show": "A picture of what an operation does to a photograph.",

@@ -13,6 +13,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
@@ -62,6 +63,11 @@ class Center(Reducer):
         if self.even == "mean":
             return "the mean of two middles has no compiled loop"
         return Recipe("centre", upper=self.even == "upper")
+
+    def work(self, nd: int) -> Work:
+        if self.even == "mean":
+            return Work((0, 2**nd), (0, 2**nd + 1), picked=2**nd)
+        return Work((0, 0), (0, 1), picked=1)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         sides = {"lower": (False,), "upper": (True,), "mean": (False, True)}[self.even]

@@ -13,6 +13,7 @@ from everypool import _check as check
 from everypool.backends.axes import readable
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
@@ -70,6 +71,14 @@ class LogSumExp(Reducer):
 
     def recipe(self) -> Recipe | str:
         return Recipe("logsumexp", self.r, sum=self.norm == "sum")
+
+    def work(self, nd: int) -> Work:
+        number = None if isinstance(self.r, Tensor) else self.r
+        if number == 0:
+            return Work((1, 0), (1, 1))
+        times, divides = int(number != 1), int(self.norm == "mean")
+        # an exponential and a sum, then a logarithm; backward g / K * exp(r (x - y))
+        return Work((2 + times, divides + times), (4 + times, divides), input=True, output=True)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))

@@ -12,6 +12,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
@@ -60,6 +61,11 @@ class Max(Reducer):
         if self.ties == "even":
             return "equal maxima share the gradient"
         return Recipe("max", last=self.ties == "last", index=self.indices)
+
+    def work(self, nd: int) -> Work:
+        if self.ties == "even":  # who is as large, how many they are, and a share for each
+            return Work((1, -1), (3, 0), input=True, output=True)
+        return Work((1, -1), (0, 1), winners=1)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         if x.dtype == torch.bool:

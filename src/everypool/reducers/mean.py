@@ -12,6 +12,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
@@ -63,6 +64,9 @@ class Mean(Reducer):
 
     def recipe(self) -> Recipe | str:
         return Recipe("mean", divisor=self.divisor, cells=self.count_include_pad)
+
+    def work(self, nd: int) -> Work:
+        return Work((1, 0), (1, 1))
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         exact = x.is_floating_point()

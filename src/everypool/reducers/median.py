@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
@@ -55,6 +56,11 @@ class Median(Reducer):
         check.choice("even", self.even, EVEN)
         if self.even == "mean" and not input.is_floating_point():
             raise check.wrong_type("input", "floating point where even='mean'", check.Shown(str(input.dtype)))
+
+    def work(self, nd: int) -> Work:
+        if self.even == "mean":
+            return Work((0, 2), (0, 3), sorts=1, winners=2)
+        return Work((0, 0), (0, 1), sorts=1, winners=1)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         if x.dtype == torch.bool:

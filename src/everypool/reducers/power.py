@@ -15,6 +15,7 @@ from everypool.backends.axes import Bins, Keep
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.pool import Reducer
 from everypool.reducers._layer import any_of, checked_setting, per_channel
 from everypool.reducers.logsumexp import divisible, near_zero, series
@@ -67,6 +68,18 @@ class Power(Reducer):
         if self.signed not in ("clamp", "abs"):
             return f"signed={self.signed!r} has no compiled loop"
         return Recipe("power", self.p, absolute=self.signed == "abs", eps=self.eps, sum=self.norm == "sum")
+
+    def work(self, nd: int) -> Work:
+        p, divides = None if isinstance(self.p, Tensor) else self.p, int(self.norm == "mean")
+        # a positive number of each element, and what "shift" and "odd" need besides
+        element, window, back, shared = {"shift": (2, 0, 2, 1), "odd": (2, 2, 1, 0)}.get(self.signed, (1, 0, 1, 0))
+        if p in (float("inf"), float("-inf")):
+            return Work((element + 1, window - 1), (back + 3, shared), input=True, output=True)
+        if p == 1:  # neither powers nor a root
+            back = 1 if self.signed == "odd" else 2
+            return Work((element + 1, window - 1 + divides), (back, shared + divides), input=self.signed != "odd")
+        # a power and a sum, then a root; backward g / K * y^(1 - p) * a^(p - 1)
+        return Work((element + 2, window + divides), (back + 3, shared + 2 + divides), input=True, output=True)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = wide(x)

@@ -11,6 +11,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
+from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
@@ -62,6 +63,11 @@ class Soft(Reducer):
 
     def recipe(self) -> Recipe | str:
         return Recipe("soft", self.beta, plain_gradient=self.grad == "authors")
+
+    def work(self, nd: int) -> Work:
+        times = int(isinstance(self.beta, Tensor) or self.beta != 1)  # multiplications with beta
+        # an exponential, its product with x, and two sums; backward g / sum(w) * w * (1 + beta (x - y)), w made again
+        return Work((4 + times, -1), (3 + times, 1) if self.grad == "authors" else (6 + 2 * times, 1), input=True)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = folds.masked(wide(x))

@@ -17,8 +17,9 @@ from everypool.factory import create
 from everypool.study.measures import predicted
 from everypool.study.nets import CONVOLUTIONS, STRIDED
 from everypool.study.train import predict
+from everypool.windows import Sliding
 
-__all__ = ["PlaceNorm", "Ragged", "RaggedNet", "cropped", "drawn", "padded", "resized", "steadiness", "valid_sizes"]
+__all__ = ["PlaceNorm", "Ragged", "RaggedNet", "cropped", "drawn", "padded", "resized", "steadiness"]
 
 INTERPOLATIONS = "linear", "bilinear", "trilinear"
 
@@ -55,21 +56,9 @@ class Ragged:
         return padded([self.samples[i] for i in chosen.tolist()], self.stretch)
 
 
-def valid_sizes(sizes: Tensor, layer: nn.Module) -> Tensor:
-    """Each sample's own sizes (N, nd) behind a convolution or a sliding pooling of everypool.
-
-    >>> valid_sizes(torch.tensor([[7], [8]]), nn.Conv1d(1, 1, 3, stride=2, padding=1)).tolist()
-    [[4], [4]]
-    """
-
-    def axes(name: str) -> Tensor:
-        value: Any = getattr(layer, name)
-        return torch.tensor([value] * sizes.shape[1] if isinstance(value, int) else list(value), device=sizes.device)
-
-    room = sizes + 2 * axes("padding") - axes("dilation") * (axes("kernel_size") - 1) - 1
-    stride = axes("stride")
-    room = room + (stride - 1) if getattr(layer, "ceil_mode", False) else room
-    return torch.div(room, stride, rounding_mode="floor") + 1
+def windows_of(layer: Any) -> Sliding:
+    """The windows of a convolution or a sliding pooling of everypool."""
+    return Sliding(layer.kernel_size, layer.stride, layer.padding, layer.dilation, getattr(layer, "ceil_mode", False))
 
 
 class PlaceNorm(nn.Module):
@@ -134,10 +123,10 @@ class RaggedNet(nn.Module):
         x, own = input, sizes if ragged else None
         for convolution, norm, pooling in zip(self.convolutions, self.norms, self.poolings, strict=True):
             x = F.relu(norm(convolution(x)))
-            own = None if own is None else valid_sizes(own, convolution)
+            own = None if own is None else windows_of(convolution).valid_sizes(own)
             if not isinstance(pooling, nn.Identity):
                 x = pooling(x, sizes=own)
-                own = None if own is None else valid_sizes(own, pooling)
+                own = None if own is None else windows_of(pooling).valid_sizes(own)
             if own is not None:  # the next convolution looks over the edge
                 x = x * prefix_mask(own, tuple(x.shape[2:])).to(x.dtype)
         result: Tensor = self.head(x, sizes=own)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ from everypool import _check as check
 from everypool.backends.axes import Bins, Keep, readable
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
+from everypool.backends.work import Taps
 from everypool.pool import Operation, Reduced, Reducer, Windows, apply, register, run
 
 __all__ = ["Boxes", "roi_align", "roi_pool"]
@@ -80,6 +83,38 @@ class Boxes(Windows):
 
     def assemble(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts) if self.many else parts[0]
+
+    def taps(self, shapes: Sequence[tuple[int, ...]]) -> list[Taps]:
+        scales = self.spatial_scale if self.many else [self.spatial_scale]
+        return [replace(self, spatial_scale=scale)._taps(shape) for scale, shape in zip(scales, shapes, strict=True)]
+
+    def _taps(self, shape: tuple[int, ...]) -> Taps:
+        nd, aligned = len(shape) - 2, self.sampling == "align"
+        bins = check.ints("output_size", self.output_size, nd, 1)
+        first = self.boxes[0] if isinstance(self.boxes, (list, tuple)) and self.boxes else self.boxes
+        sample, low, high = self._corners(torch.empty((shape[0], 0), device=getattr(first, "device", None)), nd)
+        counts = []  # (R, bins) per axis
+        for axis, (n, out) in enumerate(zip(shape[2:], bins, strict=True)):
+            borders = low[:, nd - 1 - axis], high[:, nd - 1 - axis], torch.full_like(sample, n)
+            _, exists = (self._aligned if aligned else self._rounded)(*borders, n, out)
+            counts.append(exists.sum(2))
+        held = [count.sum(1) for count in counts]
+        order = 0.0
+        for axis, count in enumerate(counts):
+            k = count.clamp(min=1).to(torch.float64)
+            order += float(_product([(k * k.log2()).sum(1), *held[:axis], *held[axis + 1 :]]).sum())
+        return Taps(
+            total=int(_product(held).sum()),
+            windows=int(_product([(count > 0).sum(1) for count in counts]).sum()),
+            order=order,
+            most=int(_product([count.amax(1) for count in counts]).max()) if len(sample) else 0,
+            outputs=len(sample) * math.prod(bins),
+            planes=shape[1],
+            cells=2**nd if aligned else 1,
+            # the share of each corner, and their sum; backward the gradient's share, added to each corner
+            forward=2 * 2**nd - 1 if aligned else 0,
+            backward=2 * 2**nd if aligned else 0,
+        )
 
     def _level(self, reducer: Reducer, x: Tensor, mask: Tensor | None, sizes: Tensor | None) -> Reduced:
         nd = x.dim() - 2
@@ -273,6 +308,10 @@ class Boxes(Windows):
         if there is None:
             there = torch.ones((y.shape[0], 1, bins, 1), dtype=torch.bool, device=x.device)
         return y.reshape(*y.shape[:2], *out).to(x.dtype), there.reshape(*there.shape[:2], *out)
+
+
+def _product(factors: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.mul, factors)
 
 
 def _rounded_away(x: Tensor) -> Tensor:

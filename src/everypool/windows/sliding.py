@@ -83,6 +83,30 @@ class Sliding(Windows):
             )
         ]
 
+    def valid_sizes(self, sizes: Tensor) -> Tensor:
+        """Each sample's own number of windows; those of a convolution with the same settings, too.
+
+        Args:
+            sizes: (N, nd), int: each sample's own extent.
+
+        Returns:
+            (N, nd), int64.
+
+        Raises:
+            ValueError: a size breaks its rule, or a sample has no window.
+
+        >>> Sliding(3, stride=2, padding=1).valid_sizes(torch.tensor([[7], [8]])).tolist()
+        [[4], [4]]
+        """
+        if not isinstance(sizes, Tensor) or sizes.dtype not in check.INTEGRAL:
+            raise check.wrong_type("sizes", "an int tensor of shape (N, nd)", sizes)
+        if sizes.dim() != 2 or sizes.shape[1] not in (1, 2, 3):
+            raise check.invalid("sizes", "of shape (N, nd), nd from 1 to 3", sizes)
+        kernel, stride, dilation, ceil, pairs = self.checked(sizes.shape[1])
+        settings = zip(kernel, stride, dilation, pairs, strict=True)
+        rows = [_Row(1, k, s, d, pair, ceil) for k, s, d, pair in settings]
+        return torch.stack([row.own(column).out for row, column in zip(rows, sizes.to(torch.int64).unbind(1), strict=True)], 1)
+
     def _pairs(self, nd: int, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[tuple[int, int] | None]:
         """(left, right) per axis; None where "same" makes it depend on the input."""
         padding = self.padding
@@ -101,6 +125,19 @@ class Sliding(Windows):
                 rule = f"at most half the dilated kernel, {(d * (k - 1) + 1) // 2}"
                 raise check.invalid("padding", rule, padding)
         return [(left, right) for left, right in pairs]
+
+
+def convolved(
+    n: int, kernel: int, stride: int, padding: int | tuple[int, int] | None, dilation: int, ceil: bool = False
+) -> int:
+    """Windows along one axis of n elements, below 1 if none fits; padding knows no bound here, and None is "same"."""
+    pair = (padding, padding) if isinstance(padding, int) else padding
+    return int(_Row(n, kernel, stride, dilation, pair, ceil).sized(n)[0])
+
+
+def deconvolved(n: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int) -> int:
+    """Cells that a transposed convolution makes of n elements along one axis."""
+    return (n - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
 
 
 @dataclass(frozen=True)

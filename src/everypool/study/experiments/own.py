@@ -19,7 +19,8 @@ from everypool.study.models import absolute, build_model, model_hash
 from everypool.study.train import fit
 from everypool.study.transforms import noisy, rotated, shifted
 from everypool.study.trial import Context, Trial, Value
-from everypool.surgery.places import chosen, places, replaced
+from everypool.surgery.find import chosen, find
+from everypool.surgery.swap import swap
 
 __all__ = ["EXPERIMENT", "ORIGINAL", "described", "prepared", "stratified"]
 
@@ -48,7 +49,7 @@ def prepared(
     Args:
         data: a path, or the name of an installed set; see `everypool.study.data.own.load`.
         model: see `everypool.study.models.build_model`.
-        where: which of the model's poolings are replaced, see `everypool.surgery.places.chosen`; left out, those of its stem,
+        where: which of the model's poolings are replaced, see `everypool.surgery.find.chosen`; left out, those of its stem,
             stages and head.
         epochs: passes over the training samples.
         batch: samples per step, two at least.
@@ -75,7 +76,7 @@ def prepared(
         "model_hash": model_hash(model), "where": where, "epochs": epochs, "batch": batch, "rate": rate,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        found = places(built(model, samples), samples.inputs[:2])
+        found = find(built(model, samples), samples.inputs[:2])
         if not where:
             settings["where"] = ",".join(p for p in ("stem", "stage", "head") if any(p == place.place for place in found))
         chosen(found, str(settings["where"]))
@@ -129,9 +130,9 @@ def network(trial: Trial, samples: Samples) -> nn.Module:
         got = check.Shown(f"{found!r} of {model!r}")
         raise check.invalid("model", f"what it was when the trial was planned ({trial['model_hash']!r})", got)
     made = built(model, samples)
-    if trial.variant == ORIGINAL:
-        return made
-    return replaced(made, trial["where"], trial.variant, samples.inputs[:2])
+    if trial.variant != ORIGINAL:
+        swap(made, {trial["where"]: trial.variant}, samples.inputs[:2])
+    return made
 
 
 def stratified(labels: Tensor, generator: torch.Generator, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -240,7 +241,7 @@ EXPERIMENT = register(
             "multiply-adds": Measure("multiply-adds of an answer", "", better=-1, exact=True),
         },
         run=run,
-        recipe=1,
+        recipe=2,
         full=Scale(seeds=12, settings={**DEFAULTS, "epochs": 10}),
         quick=Scale(seeds=8, settings={**DEFAULTS, "epochs": 3}),
         overlap=SHARE / (1 - SHARE),

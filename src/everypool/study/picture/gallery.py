@@ -10,7 +10,14 @@ import everypool
 from everypool import _check as check
 from everypool.pool import Operation, find_operation, operations, parse, parse_settings
 from everypool.study.picture.folds import reducer_scene
-from everypool.study.picture.modules import cascade_scene, retrieval_scene
+from everypool.study.picture.modules import (
+    blur_scene,
+    cascade_scene,
+    gated_scene,
+    max_blur_scene,
+    mixed_scene,
+    retrieval_scene,
+)
 from everypool.study.picture.regions import levels_scene, region_scene
 from everypool.study.picture.scene import Scene
 from everypool.study.picture.shapes import (
@@ -36,6 +43,10 @@ SCENES: dict[str, Callable[[Operation, Tensor], Scene]] = {
     "roi": region_scene,
     "multi_level_roi": levels_scene,
     "hopfield": retrieval_scene,
+    "blur_pool": blur_scene,
+    "max_blur_pool": max_blur_scene,
+    "mixed_pool": mixed_scene,
+    "gated_pool": gated_scene,
 }
 # modules whose picture is that of the pooling inside
 INSIDE = {

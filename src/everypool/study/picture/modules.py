@@ -1,6 +1,8 @@
-"""Scenes of trainable modules, with what they learn left out: cascade corner pooling and Hopfield retrieval."""
+"""Scenes of trainable modules, with what they learn left out: cascade corner pooling, Hopfield retrieval, blurs and mixes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 import everypool
 from everypool.pool import Operation
+from everypool.study.picture.folds import Function, liveliest, numbered, reducer_scene
 from everypool.study.picture.scene import (
     ACCENT,
     SECOND,
@@ -26,7 +29,7 @@ from everypool.study.picture.scene import (
 )
 from everypool.study.picture.shapes import BLANK, arrow_over, cell_box, titled
 
-__all__ = ["cascade_scene", "retrieval_scene"]
+__all__ = ["blur_scene", "cascade_scene", "gated_scene", "max_blur_scene", "mixed_scene", "retrieval_scene"]
 
 
 def cascade_scene(operation: Operation, x: Tensor) -> Scene:
@@ -193,3 +196,63 @@ def association(stored: Tensor, state: Tensor, beta: float) -> Values:
     """The share of each stored pattern."""
     matrix = memory(beta).get_association_matrix(as_patterns(stored, state))
     return np.asarray(matrix.detach().reshape(-1).double())
+
+
+def blur_scene(operation: Operation, x: Tensor) -> Scene:
+    """Every second cell, of the photo and of the blurred photo."""
+    both = ("Every second cell", lambda t: t[..., ::2, ::2]), ("Blurred first", everypool.BlurPool2d())
+    return shift_scene(operation, "Blur pooling", x, *both)
+
+
+def max_blur_scene(operation: Operation, x: Tensor) -> Scene:
+    """Maxima of windows that tile the photo, and the blurred maxima of all windows."""
+    both = ("max_pool", lambda t: everypool.max_pool(t, 2)), ("Blurred maxima", everypool.MaxBlurPool2d(2))
+    return shift_scene(operation, "Max-blur pooling", x, *both)
+
+
+def shift_scene(operation: Operation, title: str, x: Tensor, bare: tuple[str, Function], soft: tuple[str, Function]) -> Scene:
+    """Two ways to half the size, and how much each changes when the photo is shifted by one cell."""
+    height, width = x.shape[-2:]
+    height, width = height // 2 * 2, (width - 1) // 2 * 2
+    here, shifted = x[..., :height, :width], x[..., :height, 1 : width + 1]
+    side = min(8, height, width)
+    top, left = liveliest(here, side, 2)
+    area = (float(left), float(top), float(left + side), float(top + side))
+    small = Box(left / 2, top / 2, (left + side) / 2, (top + side) / 2, SECOND, 3.5)
+    _, function = soft
+    y = plain(function(here))
+    slope = whole(plain(gradient(function, here)), look="signed")
+    main = (
+        canvas_of(whole(plain(here), limits=BLANK), "Input", f"{height} × {width} values", (Box(*area, SECOND, 3.5),)),
+        canvas_of(whole(y, limits=BLANK), "Output", f"{y.shape[0]} × {y.shape[1]} values", (small,)),
+        canvas_of(slope, "Gradient", "of the output's sum, by the input", bar=True),
+    )
+    detail, change = [], []
+    rows, columns = (slice(start // 2, (start + side) // 2) for start in (top, left))
+    for label, each in (bare, soft):
+        results = [plain(each(t)) for t in (here, shifted)]
+        change.append(abs(results[1] - results[0]).mean())
+        for result, said in zip(results, (label, "Photo shifted by one"), strict=True):
+            detail.append(numbered(result[rows, columns], True, BLANK).with_title(said))
+    caption = f"Shifted by one cell, values change by {change[0]:.2f} on average, with the blur by {change[1]:.2f}"
+    return titled(operation, title, main, detail=tuple(detail), caption=caption, joins=("→", "", "→"))
+
+
+def mixed_scene(operation: Operation, x: Tensor) -> Scene:
+    """Half the maximum and half the mean."""
+    module = everypool.MixedPool("max", "avg", 0.5, kernel_size=2)
+    return window_scene(operation, "Mixed pooling", module, x, "alpha = 0.5, halfway from the maximum to the mean")
+
+
+def gated_scene(operation: Operation, x: Tensor) -> Scene:
+    """A gate that is the wider open for the maximum the brighter the window."""
+    module = everypool.GatedPool2d(2)
+    with torch.no_grad():
+        module.weight.fill_(0.1)
+    return window_scene(operation, "Gated pooling", module, x, "w = 0.1: the brighter a window, the nearer to its maximum")
+
+
+def window_scene(operation: Operation, title: str, module: Function, x: Tensor, caption: str) -> Scene:
+    """A module as a reducer over windows of 2 x 2."""
+    scene = reducer_scene(title, operation.formula, operation.summary, operation.source, module, x, 2)
+    return replace(scene, caption=f"{scene.caption};  {caption}")

@@ -1,0 +1,188 @@
+"""Which implementation runs a pooling, why, and what it costs: from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everypool import _check as check
+from everypool.backends import cpu
+from everypool.backends.choose import choose
+from everypool.backends.layout import Layout
+from everypool.backends.work import operations_of, traffic
+from everypool.pool import Reducer, Windows, parse, prepared
+
+__all__ = ["Explanation", "explain"]
+
+MOST_ELEMENTS = 1 << 56  # bytes of more than these are no longer counted by torch
+MOST_WINDOWS = 1 << 26  # along one axis: tables of more are made by a call alone
+NUMBERED = 1 << 31  # elements of a plane, beyond which the compiled loops do not number them
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found.
+
+    Args:
+        implementation: what runs, such as "cpu avx2" or "eager", the definition; "none" where the call is an error, and
+            "unknown" where only the call itself can tell.
+        reason: why.
+        rejected: every other implementation, and why it does not run.
+        output: shapes of the results; several where the windows give several.
+        elements: of the largest window.
+        mean_elements: of all windows that hold any.
+        operations: forward, and of the gradient of the input, 0 where there is none; None where the reducer does not say.
+        traffic: bytes read and written, forward and for that gradient.
+    """
+
+    implementation: str
+    reason: str
+    rejected: tuple[tuple[str, str], ...]
+    output: tuple[tuple[int, ...], ...]
+    elements: int
+    mean_elements: float
+    operations: tuple[int, int] | None
+    traffic: tuple[int, int] | None
+
+
+def explain(
+    reducer: str | Reducer,
+    windows: Windows,
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: Any = "cpu",
+    mask: bool = False,
+) -> Explanation:
+    """Say which implementation pools an input of that shape, why, and what that costs, without any such input.
+
+    Operations are those of the definition, each addition, comparison, power and so on counting as one; bytes are those of
+    a fold that touches every tensor once. See docs/costs.md.
+
+    Args:
+        reducer: a reducer, or the name of one with its settings, such as "gem:p=4".
+        windows: which elements belong together.
+        shape: of the input, (N, C, *spatial), one to three spatial axes.
+        dtype: of the input.
+        device: of the input.
+        mask: with a mask (N, 1, *spatial).
+
+    Returns:
+        An `Explanation`.
+
+    Raises:
+        ValueError: a size or setting breaks its rule.
+        TypeError: the type has no meaning for the reducer.
+        NotImplementedError: the windows are boxes, whose number and place a shape does not tell.
+
+    >>> explain("max", everypool.Sliding(3, 2, 1), (32, 64, 112, 112)).output
+    ((32, 64, 56, 56),)
+    >>> explain("median", everypool.Global(), (1, 1, 3, 3), torch.int32).rejected[0]
+    ('cpu', 'no compiled loop knows this reducer')
+    """
+    reducer = parse(reducer)
+    if not isinstance(windows, Windows):
+        raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
+    if not windows.folds:
+        raise NotImplementedError("`windows` must be over whole maps; FlopCounterMode counts a call with boxes, got Boxes")
+    if not isinstance(dtype, torch.dtype):
+        raise check.wrong_type("dtype", "a torch.dtype", dtype)
+    check.boolean("mask", mask)
+    size, where = _size(shape), _device(device)
+    x, _, _ = prepared(torch.empty(size, dtype=dtype, device="meta"), windows, None, None, None)
+    reducer.check(x)
+    layouts = windows.outlines(size[2:])
+    result = windows.assemble([x.new_empty((*size[:2], *layout.out)) for layout in layouts])
+    implementation, reason, rejected = _implementation(reducer, windows, layouts, x, where, mask)
+    taps, work = windows.taps([size]) or [], reducer.work(len(size) - 2)
+    held, filled = (sum(t.planes * getattr(t, name) for t in taps) for name in ("total", "windows"))
+    numbers = math.prod(size[:1] + size[2:]) if mask else 0
+    index = bool(getattr(reducer, "indices", False))
+    costs = moved = None
+    if work is not None:
+        costs, moved = operations_of(work, taps), traffic(work, taps, x.numel(), dtype.itemsize, mask=numbers, index=index)
+        if not dtype.is_floating_point:
+            costs, moved = (costs[0], 0), (moved[0], 0)
+    return Explanation(
+        implementation,
+        reason,
+        rejected,
+        output=tuple(tuple(y.shape) for y in (result if isinstance(result, tuple) else (result,))),
+        elements=max((t.most for t in taps), default=0),
+        mean_elements=held / filled if filled else 0.0,
+        operations=costs,
+        traffic=moved,
+    )
+
+
+def _size(shape: Any) -> tuple[int, ...]:
+    rule = "(N, C, *spatial), non-negative ints, 1 to 3 spatial axes"
+    if not isinstance(shape, (list, tuple)):
+        raise check.wrong_type("shape", rule, shape)
+    if len(shape) not in (3, 4, 5):
+        raise check.invalid("shape", rule, shape)
+    size = check.ints("shape", shape, len(shape), 0)
+    if math.prod(size) > MOST_ELEMENTS:
+        raise check.invalid("shape", "of at most 2**56 elements", shape)
+    return size
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise check.invalid("device", "a device such as 'cpu' or 'cuda'", device) from error
+
+
+Implementation = tuple[str, str, tuple[tuple[str, str], ...]]  # what runs, why, and why each other does not
+
+
+def _implementation(
+    reducer: Reducer, windows: Windows, layouts: list[Layout], x: Tensor, device: torch.device, mask: bool
+) -> Implementation:
+    choice = choose()
+    library = cpu.library()
+    if choice.name == "eager" or library is None:
+        return choice.name, choice.reason, choice.rejected
+    others = tuple(item for item in choice.rejected if item[0] not in ("eager", "cpu"))
+    loops = library.__name__.rpartition("_")[2]
+    if device.type != "cpu":
+        why = f"the compiled loops are for the CPU, the input is on {device.type}"
+        return "eager", "the definition runs on every device", (("cpu", why), *others)
+    if any(max(layout.out) > MOST_WINDOWS for layout in layouts) and math.prod(x.shape[2:]) < NUMBERED:
+        return "unknown", f"more than {MOST_WINDOWS} windows along one axis: only the call itself can tell", others
+    refused, forbidden = _refused(reducer, windows, x, mask)
+    if not any(refused):
+        mine = tuple((f"cpu {name}", why) for name, why in cpu.missing().items())
+        return f"cpu {loops}", choice.reason, (*mine, *choice.rejected)
+    why = next(filter(None, refused))
+    if choice.named and forbidden and x.numel() > 0:
+        return "none", f"{choice.reason}, which is an error: {why}", (("cpu", why), *others)
+    if all(refused):
+        return "eager", "the definition does what the compiled loops do not", (("cpu", why), *others)
+    parts = f"the compiled loops do {refused.count(None)} of {len(refused)} folds"
+    return f"cpu {loops} and eager", parts, (("cpu", why), *others)
+
+
+def _refused(reducer: Reducer, windows: Windows, x: Tensor, mask: bool) -> tuple[list[str | None], bool]:
+    """Why the compiled loops leave each fold to the definition, None where they do it; and whether forcing them is an error."""
+    if math.prod(x.shape[2:]) >= NUMBERED:
+        return ["windows must be small enough to be numbered"], True
+    recipe, shape = reducer.recipe(), tuple(x.shape)
+    refused: list[str | None] = []
+    forbidden = False
+    for layout in windows.layouts(shape[2:], None):
+        try:
+            plan = cpu.make_plan(recipe, [layout], shape, x.dtype, False, int(mask))
+        except cpu.Unsupported as error:
+            refused.append(str(error))
+            forbidden = True
+            continue
+        values = plan.recipe.parameter
+        ready = values is None or cpu.Fold(plan, values)._ready()
+        refused.append(None if ready else "only the definition takes a parameter near zero, infinite or on another device")
+    return refused, forbidden

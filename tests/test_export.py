@@ -1,0 +1,289 @@
+"""Models as ONNX: what is written is run here by ONNX Runtime itself; what is off is not written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import everypool
+from everypool.cli import run
+
+pytest.importorskip("onnxscript")
+ort = pytest.importorskip("onnxruntime")
+
+OFF = """
+from torch import nn
+
+class Off(nn.Module):
+    def forward(self, x):
+        return 2 * x if x.shape[2] > 12 else 3 * x
+
+def build():
+    return Off()
+"""
+MINE = """
+from torch import nn
+
+def build(in_channels):
+    return nn.Sequential(nn.Conv1d(in_channels, 2, 1), nn.AdaptiveAvgPool1d(3))
+"""
+
+
+@dataclass
+class Found:
+    logits: Tensor
+    maps: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As transformers' outputs are: a dict without what is None, in a class of its own."""
+
+
+class Net(nn.Module):
+    """Adaptive poolings of torch as functions and as modules, with bins that do not divide the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.pool = nn.AdaptiveMaxPool2d(4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        parts = (F.adaptive_avg_pool2d(x, 5), self.pool(x), F.adaptive_avg_pool2d(x, (1, None)).mean(3, keepdim=True))
+        return self.drop(torch.cat([part.flatten(2) for part in parts], 2))
+
+
+class Two(nn.Module):
+    """Two inputs by name, outputs in a class that the exporter has never seen."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Any:
+        y = self.linear(tokens) * mask.unsqueeze(-1)
+        if self.kind is Found:
+            return Found(y.sum(1), (y, mask.sum(1)))
+        return self.kind(logits=y.sum(1), hidden=y)
+
+
+def by_runtime(path: Path, **inputs: Tensor) -> list[np.ndarray]:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [item.name for item in session.get_inputs()] == list(inputs)
+    result: list[np.ndarray] = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return result
+
+
+def test_adaptive_poolings_of_torch_at_unseen_sizes(tmp_path: Path) -> None:
+    """Both types; the model, its mode and the random numbers stay as they were."""
+    model = Net()
+    model.pool.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    path, example = tmp_path / "net.onnx", torch.rand(1, 3, 16, 16)
+    state = torch.get_rng_state()
+    report = everypool.export(model, path, example, float16=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert report.ok
+    assert report.files == (path, tmp_path / "net.float16.onnx")
+    assert sorted(tmp_path.iterdir()) == sorted(report.files)
+    assert report.replaced == (
+        "Net: adaptive_avg_pool2d to 5 x 5",
+        "pool: adaptive_max_pool2d to 4 x 4",
+        "Net: adaptive_avg_pool2d to 1 x as it is",
+    )
+    assert {c.dtype for c in report.comparisons} == {"float32", "float16"}
+    assert len({c.size for c in report.comparisons}) == 3
+    assert "16x16" not in {c.size for c in report.comparisons}
+    assert "opset 18" in str(report)
+    model.eval()
+    half = Net().eval()
+    half.load_state_dict({key: value.half() for key, value in model.state_dict().items()})
+    for size in ((1, 3, 17, 14), (4, 3, 5, 31), (2, 3, 40, 23)):
+        x = torch.randn(size).half()
+        (y,) = by_runtime(path, x=x.float())
+        np.testing.assert_allclose(y, model(x.float()).detach().numpy(), rtol=1e-5, atol=1e-6)
+        (y,) = by_runtime(tmp_path / "net.float16.onnx", x=x)
+        assert y.dtype == np.float16
+        np.testing.assert_allclose(y, half(x.float()).detach().numpy(), rtol=1e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", [Found, ModelOutput])
+def test_several_inputs_and_outputs(kind: Any, tmp_path: Path) -> None:
+    """By name, with other axes free than those of maps; names of outputs are the keys."""
+    model = Two(kind)
+    example = {"tokens": torch.randn(2, 5, 6), "mask": torch.ones(2, 5)}
+    report = everypool.export(model, tmp_path / "two.onnx", example, dynamic={0, 1}, check=[7, (11,)])
+    assert report.ok
+    assert report.inputs == ("tokens (n, axis1, 6)", "mask (n, axis1)")
+    assert report.outputs == (("logits", "maps_0", "maps_1") if kind is Found else ("logits", "hidden"))
+    assert [c.size for c in report.comparisons] == ["7", "11"]
+    tokens, mask = torch.randn(3, 4, 6), torch.rand(3, 4)
+    logits, first, *_ = by_runtime(tmp_path / "two.onnx", tokens=tokens, mask=mask)
+    expected = (tokens @ model.linear.weight.T + model.linear.bias) * mask[..., None]
+    np.testing.assert_allclose(logits, expected.sum(1).detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_off_is_not_written(tmp_path: Path) -> None:
+    """Also where it is off beyond a size that only the model's own code knows; an earlier file stays."""
+    (tmp_path / "off.py").write_text(OFF, encoding="utf-8")
+    target = tmp_path / "off.onnx"
+    target.write_bytes(b"of an earlier day")
+    arguments = ["export", "off.py:build", "-o", str(target), "--shape", "2x3x16x16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "everypool.cli", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"float32 +12x16 .* OFF$", done.stdout, re.M)
+    assert "not written" in done.stdout
+    assert target.read_bytes() == b"of an earlier day"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["off.onnx", "off.py"]
+
+
+class Refusing(nn.Module):
+    """Its code needs the number, which an exporter has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.shape[2])
+
+
+class Even(nn.Module):
+    """Takes multiples of four alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], 3, -1, 4, x.shape[3]).sum(3) if x.shape[2] % 4 == 0 else x.reshape(0)
+
+
+class Words(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return x, "words"
+
+
+X = torch.rand(1, 3, 12, 16)
+BAD: list[tuple[Any, Any, dict[str, Any], str]] = [
+    (Even, X, {"dynamic": "nhx"}, 'dynamic` must be letters of "ncdhw"'),
+    (Even, X, {"dynamic": "d"}, "dynamic` must be axes that an input has"),
+    (Even, X, {"dynamic": {0, 4}}, "dynamic` must be numbers of axes from 0 to 3"),
+    (Even, X, {"dynamic": 2.0}, "dynamic` must be letters"),
+    (Even, X, {"check": [(13, 16)]}, "check` must be of sizes that the model takes, got 13x16: "),
+    (Even, X, {"check": [(12, 16, 3)]}, "check` must be of 2 positive sizes"),
+    (Even, X, {"check": [torch.rand(1, 4, 12, 16)]}, "check` must be of inputs that differ from the example in free axes"),
+    (Even, X, {"check": "12x16"}, "check` must be a sequence of sizes"),
+    (Even, X, {"tolerance": (0.0, 1.0)}, "tolerance` must be"),
+    (Even, X, {"opset": "18"}, "opset` must be a positive int"),
+    (Even, "x", {}, "example` must be made of tensors"),
+    (Even, (), {}, "example` must be a tensor, or a tuple or dict"),
+    (lambda: F.relu, X, {}, "model` must be a torch.nn.Module"),
+    (Words, X, {"dynamic": "none"}, "output` must be made of tensors, .* got str at output_1"),
+    (Refusing, X, {"check": [(20, 20)]}, "model` must be one that torch's exporter takes with these axes free, got UserError"),
+]
+
+
+@pytest.mark.parametrize(("made", "example", "arguments", "message"), BAD)
+def test_bad_arguments(made: Any, example: Any, arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^`{message}") as caught:
+        everypool.export(made(), tmp_path / "x.onnx", example, **arguments)
+    assert made is not Refusing or caught.value.__cause__ is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "no" / "x.onnx"):
+        with pytest.raises(ValueError, match=r"^`path` must be a file in a folder that exists"):
+            everypool.export(Even(), path, X)
+    with pytest.raises(TypeError, match=r"^`path` must be"):
+        everypool.export(Even(), None, X)  # type: ignore[arg-type]
+
+
+def test_sizes_are_those_that_the_model_takes(tmp_path: Path) -> None:
+    report = everypool.export(Even(), tmp_path / "even.onnx", X, dynamic="h", opset=20)
+    assert report.ok
+    assert report.opset == 20
+    assert [c.batches for c in report.comparisons] == [(1,)] * len(report.comparisons)
+    assert all(int(c.size) % 4 == 0 and c.size != "12" for c in report.comparisons)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "`MODEL` must be "),
+        (["soft", "--all"], "`MODEL` must be "),
+        (["soft", "--markdown", "x.md"], "`--markdown` must be left out without --all"),
+        (["soft", "--shape", "3x24"], "`--shape` must be samples"),
+        (["soft", "--check", "12x"], "`--check` must be positive ints"),
+        (["soft", "--weights", "none.pt"], "`--weights` must be a file that exists"),
+        (["nothing.py:build"], "`model` must be a Python file that exists"),
+        (["sotf"], "`model` must be "),
+        (["soft", "-o", "no/such/folder.onnx"], "must be a file that can be written"),
+    ],
+)
+def test_bad_command_lines(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    weights = {"0.weight": torch.randn(2, 4, 1), "0.bias": torch.randn(2)}
+    torch.save(weights, tmp_path / "mine.pt")
+    line = [
+        "export",
+        "mine.py:build",
+        "-o",
+        "mine.onnx",
+        "--shape",
+        "2x4x10",
+        "--weights",
+        "mine.pt",
+        "--check",
+        "7",
+        "--check",
+        "31",
+    ]
+    assert run(line) == 0
+    assert "1: adaptive_avg_pool1d to 3" in capsys.readouterr().out
+    x = torch.randn(3, 4, 17)
+    (y,) = by_runtime(tmp_path / "mine.onnx", input=x)
+    expected = F.adaptive_avg_pool1d(F.conv1d(x, weights["0.weight"], weights["0.bias"]), 3)
+    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_page_has_a_row_for_every_operation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\|.*\|$", text, re.M)[2:]]
+    assert {row[0] for row in rows} == set(everypool.operations())
+    for name, *_, float32, _float16 in rows:
+        found = re.fullmatch(r"0|([\d.e+-]+) \(([\d.e+-]+)\)", float32)
+        assert found, name
+        assert float(found[2] or 0) < 1e-5, name
+    for op in everypool.operations().values():
+        windows = {row[1] for row in rows if row[0] == op.name}
+        assert len(windows) == (3 if op.kind == "reducer" else 2 if op.name == "roi" else 1), op.name
