@@ -53,7 +53,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 
 class Net(nn.Module):
-    """Adaptive poolings of torch as functions and as modules, with bins that do not divide the map."""
+    """Adaptive poolings of torch, a function and a module, with bins that do not divide the map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +64,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        parts = (F.adaptive_avg_pool2d(x, 5), self.pool(x), F.adaptive_avg_pool2d(x, (1, None)).mean(3, keepdim=True))
-        return self.drop(torch.cat([part.flatten(2) for part in parts], 2))
+        return self.drop(torch.cat([F.adaptive_avg_pool2d(x, 5).flatten(2), self.pool(x).flatten(2)], 2))
 
 
 class Two(nn.Module):
@@ -91,39 +90,30 @@ def by_runtime(path: Path, **inputs: Tensor) -> list[np.ndarray]:
 
 
 def test_adaptive_poolings_of_torch_at_unseen_sizes(tmp_path: Path) -> None:
-    """Both types; the model, its mode and the random numbers stay as they were."""
+    """And the model, its mode and the random numbers stay as they were."""
     model = Net()
     model.pool.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     path, example = tmp_path / "net.onnx", torch.rand(1, 3, 16, 16)
     state = torch.get_rng_state()
-    report = everypool.export(model, path, example, float16=True)
+    report = everypool.export(model, path, example)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert report.ok
-    assert report.files == (path, tmp_path / "net.float16.onnx")
-    assert sorted(tmp_path.iterdir()) == sorted(report.files)
-    assert report.replaced == (
-        "Net: adaptive_avg_pool2d to 5 x 5",
-        "pool: adaptive_max_pool2d to 4 x 4",
-        "Net: adaptive_avg_pool2d to 1 x as it is",
-    )
-    assert {c.dtype for c in report.comparisons} == {"float32", "float16"}
+    assert report.files == (path,)
+    assert list(tmp_path.iterdir()) == [path]
+    assert report.replaced == ("Net: adaptive_avg_pool2d to 5 x 5", "pool: adaptive_max_pool2d to 4 x 4")
+    assert {c.dtype for c in report.comparisons} == {"float32"}
     assert len({c.size for c in report.comparisons}) == 3
     assert "16x16" not in {c.size for c in report.comparisons}
     assert "opset 18" in str(report)
     model.eval()
-    half = Net().eval()
-    half.load_state_dict({key: value.half() for key, value in model.state_dict().items()})
     for size in ((1, 3, 17, 14), (4, 3, 5, 31), (2, 3, 40, 23)):
-        x = torch.randn(size).half()
-        (y,) = by_runtime(path, x=x.float())
-        np.testing.assert_allclose(y, model(x.float()).detach().numpy(), rtol=1e-5, atol=1e-6)
-        (y,) = by_runtime(tmp_path / "net.float16.onnx", x=x)
-        assert y.dtype == np.float16
-        np.testing.assert_allclose(y, half(x.float()).detach().numpy(), rtol=1e-2, atol=5e-3)
+        x = torch.randn(size)
+        (y,) = by_runtime(path, x=x)
+        np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Found, ModelOutput])
@@ -131,8 +121,9 @@ def test_several_inputs_and_outputs(kind: Any, tmp_path: Path) -> None:
     """By name, with other axes free than those of maps; names of outputs are the keys."""
     model = Two(kind)
     example = {"tokens": torch.randn(2, 5, 6), "mask": torch.ones(2, 5)}
-    report = everypool.export(model, tmp_path / "two.onnx", example, dynamic={0, 1}, check=[7, (11,)])
+    report = everypool.export(model, tmp_path / "two.onnx", example, dynamic={0, 1}, check=[7, (11,)], opset=20)
     assert report.ok
+    assert report.opset == 20
     assert report.inputs == ("tokens (n, axis1, 6)", "mask (n, axis1)")
     assert report.outputs == (("logits", "maps_0", "maps_1") if kind is Found else ("logits", "hidden"))
     assert [c.size for c in report.comparisons] == ["7", "11"]
@@ -219,9 +210,8 @@ def test_bad_paths(tmp_path: Path) -> None:
 
 
 def test_sizes_are_those_that_the_model_takes(tmp_path: Path) -> None:
-    report = everypool.export(Even(), tmp_path / "even.onnx", X, dynamic="h", opset=20)
+    report = everypool.export(Even(), tmp_path / "even.onnx", X, dynamic="h")
     assert report.ok
-    assert report.opset == 20
     assert [c.batches for c in report.comparisons] == [(1,)] * len(report.comparisons)
     assert all(int(c.size) % 4 == 0 and c.size != "12" for c in report.comparisons)
 
@@ -249,31 +239,26 @@ def test_bad_command_lines(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_in_both_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With weights of a file; the other type is in a file beside."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
-    weights = {"0.weight": torch.randn(2, 4, 1), "0.bias": torch.randn(2)}
+    weights = {"0.weight": torch.randn(2, 4, 1).half().float(), "0.bias": torch.randn(2).half().float()}
     torch.save(weights, tmp_path / "mine.pt")
-    line = [
-        "export",
-        "mine.py:build",
-        "-o",
-        "mine.onnx",
-        "--shape",
-        "2x4x10",
-        "--weights",
-        "mine.pt",
-        "--check",
-        "7",
-        "--check",
-        "31",
-    ]
-    assert run(line) == 0
-    assert "1: adaptive_avg_pool1d to 3" in capsys.readouterr().out
-    x = torch.randn(3, 4, 17)
-    (y,) = by_runtime(tmp_path / "mine.onnx", input=x)
-    expected = F.adaptive_avg_pool1d(F.conv1d(x, weights["0.weight"], weights["0.bias"]), 3)
-    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-5, atol=1e-6)
+    options = ["-o", "mine.onnx", "--shape", "2x4x10", "--weights", "mine.pt", "--check", "7", "--check", "31", "--float16"]
+    assert run(["export", "mine.py:build", *options]) == 0
+    out = capsys.readouterr().out
+    assert "1: adaptive_avg_pool1d to 3" in out
+    assert re.findall(r"^(float\d+) +(\d+) +1, 3 .* ok$", out, re.M) == [
+        ("float32", "7"), ("float32", "31"), ("float16", "7"), ("float16", "31")
+    ]  # fmt: skip
+    x = torch.randn(3, 4, 17).half()
+    expected = F.adaptive_avg_pool1d(F.conv1d(x.float(), weights["0.weight"], weights["0.bias"]), 3).numpy()
+    (y,) = by_runtime(tmp_path / "mine.onnx", input=x.float())
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    (y,) = by_runtime(tmp_path / "mine.float16.onnx", input=x)
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y, expected, rtol=1e-2, atol=5e-3)
 
 
 def test_page_has_a_row_for_every_operation() -> None:

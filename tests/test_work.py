@@ -271,12 +271,17 @@ def test_axes_of_any_size_cost_no_memory() -> None:
     assert filled(Slide(n, n // 2, 2, 2, 1, 0, 0)) == n // 2
     assert most(Slide(n, n, 3, 1, 1, 1, 1)) == 3
     assert order(Bins(n, 1)) == 40 * n
-    many = 3_000_000  # beyond what is added up one by one
+    many = 1_500_000  # beyond what is added up one by one
     exact = math.fsum(k * math.log2(k) for k in range(1, many + 1))
     assert math.isclose(order(Run(many)), exact, rel_tol=1e-13)
-    windows = 1 << 20  # more edges than are counted at once
-    wide = Slide(windows, windows, windows, 1, 1, windows // 2, windows // 2)
-    assert total(wide) == sum(min(i + windows // 2, windows) - max(i - windows // 2, 0) for i in range(windows))
+
+
+def test_edges_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everypool.backends.work.BLOCK", 7)
+    for axis in (Slide(50, 50, 41, 1, 1, 20, 20), Slide(30, 40, 60, 1, 1, 25, 60)):
+        counts = [sum(0 <= i - axis.left + t < axis.n for t in range(axis.kernel)) for i in range(axis.out)]
+        assert (total(axis), most(axis)) == (sum(counts), max(counts))
+        assert math.isclose(order(axis), sum(k * math.log2(k) for k in counts if k))
 
 
 def test_axes_like_nothing_that_is_known() -> None:
@@ -672,11 +677,11 @@ def test_explain_refuses(arguments: Any, error: type[Exception], name: str) -> N
 # ---- the command ---------------------------------------------------------------------------------------------------------
 
 
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERYPOOL_")}
     return subprocess.run(
         [sys.executable, "-m", "everypool.cli", "explain", *arguments],
-        env=environment | variables | {"COLUMNS": "80"},
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -690,19 +695,6 @@ def test_command_prints_what_explain_found() -> None:
     assert told["operations"] == list(found.operations or ())
     assert told["traffic"] == list(found.traffic or ())
     assert told["output"] == [list(found.output[0])]
-    done = command("gem:p=3", "--shape", "2x3x8x9", EVERYPOOL_IMPL="eager")
-    assert "eager: forced by EVERYPOOL_IMPL=eager" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
-def test_command_counts_modules() -> None:
-    done = command("yolo_spp", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    module = everypool.SPPF(8)
-    _, counts = heard(module, torch.randn(2, 8, 6, 5))
-    assert told["operators"] == counts["Global"]
-    assert sum(told["operations"]) == sum(counts["Global"].values())
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -710,6 +702,27 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
     code = run(["explain", *arguments])
     return code, *capsys.readouterr()
+
+
+def test_command_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with forced("eager"):
+        code, out, _ = run_here(capsys, "gem:p=3", "--shape", "32x64x112x112", "--kernel", "3")
+    assert code == 0
+    assert "eager: forced by the caller" in out
+    assert max(map(len, out.splitlines())) <= 80
+    # 37 x 37 windows of 9 elements in 2048 planes: 3 K + 1 forward, 4 K + 3 backward
+    assert "78.5 M operations" in out
+    assert "109.3 M operations" in out
+
+
+def test_command_counts_modules(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_here(capsys, "yolo_spp", "--json")
+    assert code == 0
+    told = json.loads(out)
+    _, counts = heard(everypool.SPPF(8), torch.randn(2, 8, 6, 5))
+    assert told["operators"] == counts["Global"]
+    assert sum(told["operations"]) == sum(counts["Global"].values())
 
 
 @pytest.mark.parametrize(

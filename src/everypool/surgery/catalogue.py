@@ -73,8 +73,8 @@ class Lambda(nn.Module):
 
 
 def there_and_back(x: Tensor) -> Tensor:
-    y, indices = max_pool(x, 3, 2, 1, return_indices=True)
-    result: Tensor = max_unpool(y, indices, 3, 2, 1)
+    y, indices = max_pool(x, 2, return_indices=True)
+    result: Tensor = max_unpool(y, indices, 2, output_size=x.shape[2:])
     return result
 
 
@@ -97,7 +97,7 @@ def entries_of(operation: Operation) -> Iterator[Entry]:
         for windows, arguments in kinds.items():
             yield Entry(operation, windows, create(name, **arguments), maps, "nhw", SIZES)
     elif name == "max_unpool":
-        yield Entry(operation, "of max_pool's indices, 3 × 3, stride 2", Lambda(there_and_back), maps, "nhw", SIZES)
+        yield Entry(operation, "of max_pool's indices, 2 × 2", Lambda(there_and_back), maps, "nhw", SIZES)
     elif name == "roi":
         for call in (roi_align, roi_pool):
             boxed = Lambda(lambda x, boxes, call=call: call(x, boxes, 2, 0.5))
@@ -177,10 +177,7 @@ def row(item: Line) -> str:
     first = f"| {entry.operation.name} | {entry.windows} |"
     if report is None:
         return f"{first} | | not exported | |"
-    sizes = (
-        " ".join(dict.fromkeys(c.size.replace("x", "×") for c in report.comparisons if "," not in c.size))
-        or "three of all levels"
-    )
+    sizes = ", ".join(dict.fromkeys(c.size.replace("x", "×") for c in report.comparisons if "," not in c.size)) or "three"
     inputs = ", ".join(text.partition(" ")[2].replace("axis1", "l") for text in report.inputs)
     return f"{first} {inputs} | {sizes} | {errors(report, 'float32')} | {errors(report, 'float16')} |"
 

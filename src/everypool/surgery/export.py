@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from everypool._check import invalid, number, one_int, wrong_type
@@ -112,11 +113,11 @@ def export(
         NotImplementedError: onnx, onnxscript or onnxruntime is not installed.
 
     >>> import tempfile, pathlib
-    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2))
+    >>> model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.AdaptiveAvgPool1d(2))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report = everypool.export(model, pathlib.Path(folder) / "model.onnx", torch.rand(1, 3, 12, 9), check=[(17, 31)])
+    ...     report = everypool.export(model, pathlib.Path(folder) / "model.onnx", torch.rand(1, 3, 12), check=[17])
     >>> report.ok, report.replaced
-    (True, ('1: adaptive_avg_pool2d to 2 x 2',))
+    (True, ('1: adaptive_avg_pool1d to 2',))
     """
     installed()
     if not isinstance(model, nn.Module):
@@ -129,18 +130,23 @@ def export(
         number("tolerance", limit, "two positive numbers", above=0)
     inputs = Inputs(model, example, dynamic)
     with looking(model), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        cases = inputs.cases(model, check)
+        native = any(x.dtype == torch.float16 for x in inputs.tensors)
+        reference = copy.deepcopy(model).float() if native else model
+        cases = inputs.cases(reference, check)
+        outputs = tuple(
+            name if name not in inputs.names else f"{name}_output" for name in inputs.run(reference, inputs.first())
+        )
         draft = Path(folder) / target.name
-        program = written(model, inputs, draft, opset)
+        program = written(model, inputs, outputs, draft, opset)
         if check is None:
-            cases += inputs.beyond(model, program.bounds)
-        found = {target: compared(draft, model, inputs, cases, tolerance)}
+            cases += inputs.beyond(reference, program.bounds)
+        found = {target: compared(draft, reference, inputs, cases, tolerance)}
         drafts = {target: draft}
         if float16:
             half = copy.deepcopy(model).half()
             beside = target.with_name(f"{target.stem}.float16{target.suffix}")
             drafts[beside] = Path(folder) / beside.name
-            written(half, inputs.half(), drafts[beside], opset)
+            written(half, inputs.half(), outputs, drafts[beside], opset)
             cases = [case.half() for case in cases]
             found[beside] = compared(drafts[beside], half.float(), inputs.half(), cases, tolerance)
         good = [place for place, comparisons in found.items() if all(c.ok for c in comparisons)]
@@ -154,7 +160,7 @@ def export(
         opset,
         versions(),
         tuple(f"{name} {inputs.described(i)}" for i, name in enumerate(inputs.names)),
-        program.outputs,
+        outputs,
         program.replaced,
         tuple(c for comparisons in found.values() for c in comparisons),
     )

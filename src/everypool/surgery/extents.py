@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
-from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from everypool import _check as check
 from everypool.layer import Layer
 from everypool.pool import Windows
-from everypool.surgery.own import WAY_OUT, Extents, Own, Rows, named, parts, refused
+from everypool.surgery.own import WAY_OUT, Extents, Own, Rows, named, parts, refused, shadows, valueless
 from everypool.surgery.rules import HARMLESS, LIKE, SIZED, merged, rule_of
 
 __all__ = ["Following"]
@@ -371,20 +369,6 @@ class Following(TorchFunctionMode):
             return self.model(input) if self.values else functional_call(self.model, self.shadows, (input,))
 
 
-def valueless(items: Any) -> Any:
-    """Arguments of which no tensor has values if one has none."""
-    tensors = [item for item in parts(items.values() if isinstance(items, dict) else items) if isinstance(item, Tensor)]
-    if len({x.device for x in tensors}) < 2 or not any(x.is_meta for x in tensors):
-        return items
-    return tree_map(lambda item: item.to("meta") if isinstance(item, Tensor) and not item.is_meta else item, items)
-
-
-def shadows(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers without values, for a run that asks for sizes alone."""
-    named = (*module.named_parameters(), *module.named_buffers())
-    return {name: torch.empty_like(item, device="meta", requires_grad=False) for name, item in named}
-
-
 def held(module: nn.Module) -> Iterator[Any]:
     """The tensors that a module has before it runs."""
     yield from parts([*module.__dict__.values(), *module._parameters.values(), *module._buffers.values()])
@@ -403,15 +387,3 @@ def takes_sizes(module: nn.Module) -> bool:
     """Whether it is a pooling or a block of everypool that can be told the sizes."""
     kind = type(module)
     return kind.__module__.startswith("everypool.") and "sizes" in inspect.signature(kind.forward).parameters
-
-
-def check_alone(alone: Any) -> tuple[Any, ...]:
-    """Types of modules and patterns of names."""
-    rule = "types of modules or patterns of their names"
-    if isinstance(alone, (str, type)) or not isinstance(alone, Iterable):
-        raise check.wrong_type("alone", f"a sequence of {rule}", alone)
-    items = tuple(alone)
-    for item in items:
-        if not isinstance(item, str) and not (isinstance(item, type) and issubclass(item, nn.Module)):
-            raise check.wrong_type("alone", rule, item)
-    return items

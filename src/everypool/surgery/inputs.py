@@ -91,6 +91,8 @@ class Inputs:
         self.tensors = tuple(tensor for _, tensor in found)
         if any(0 in tensor.shape for tensor in self.tensors):
             raise invalid("example", "of tensors that hold something", next(t for t in self.tensors if 0 in t.shape))
+        if any(x.dtype == torch.bfloat16 or x.is_complex() for x in self.tensors):
+            raise invalid("example", "of types that ONNX Runtime takes from numpy, such as float32", found[0][1])
         self.free = free_axes(self.tensors, dynamic)
         self.batch = any(0 in axes for axes in self.free)
 
@@ -178,7 +180,8 @@ class Inputs:
         return made
 
     def run(self, model: nn.Module, call: Sequence[Tensor]) -> dict[str, Tensor]:
-        args, kwargs = self.call(call)
+        """What a model in float32 makes of it."""
+        args, kwargs = self.call([x.float() if x.dtype == torch.float16 else x for x in call])
         return outputs_of(model(*args, **kwargs))
 
     def case_of(self, item: Any) -> Case:

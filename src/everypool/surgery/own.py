@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["WAY_OUT", "Extents", "Own", "Rows", "named", "parts", "refused"]
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+__all__ = ["WAY_OUT", "Extents", "Own", "Rows", "named", "parts", "refused", "shadows", "valueless"]
 
 Rows = tuple[tuple[int, ...], ...]
 WAY_OUT = "or whose modules that mix places are named in `alone`"
@@ -93,3 +97,17 @@ def named(func: Any) -> str:
 def refused(rule: str, got: str) -> NotImplementedError:
     """The error for a model that cannot be followed; the rule says the way out."""
     return NotImplementedError(f"`model` must be {rule}, got {got}")
+
+
+def valueless(items: Any) -> Any:
+    """Arguments of which no tensor has values if one has none."""
+    tensors = [item for item in parts(items.values() if isinstance(items, dict) else items) if isinstance(item, Tensor)]
+    if len({x.device for x in tensors}) < 2 or not any(x.is_meta for x in tensors):
+        return items
+    return tree_map(lambda item: item.to("meta") if isinstance(item, Tensor) and not item.is_meta else item, items)
+
+
+def shadows(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers without values, for a run that asks for sizes alone."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name: torch.empty_like(item, device="meta", requires_grad=False) for name, item in named}

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from everypool import _check as check
 from everypool.pool import checked_sizes, padded_batch
-from everypool.surgery.extents import Following, check_alone
+from everypool.surgery.extents import Following
 from everypool.surgery.own import Rows
 from everypool.surgery.trace import looking
 from everypool.windows import Global
@@ -86,7 +86,8 @@ def propagate_sizes(
         alone: types of modules, or patterns of their names, that are followed image by image; see `masked_forward`.
 
     Returns:
-        (N, nd) int64 by the module's name, in the order in which the modules end; `.last` is behind the last of them.
+        (N, nd) int64 by the module's name, in the order in which the modules end; `.last` is behind the last of them. What
+        lies inside a module that runs image by image, or inside a block of everypool, is not listed.
 
     Raises:
         ValueError: an image is too small for a window, or its maps do not fit together.
@@ -209,6 +210,18 @@ def departure(output: Tensor, truth: Sequence[Tensor]) -> Departure:
         labels.append(own.dim() == 1 and bool(same.argmax() != own.argmax()))
     changed = sum(labels) / len(labels) if output.dim() == 2 else None
     return Departure(largest / (scale or 1), total / (size or 1), changed)
+
+
+def check_alone(alone: Any) -> tuple[Any, ...]:
+    """Types of modules and patterns of names."""
+    rule = "types of modules or patterns of their names"
+    if isinstance(alone, (str, type)) or not isinstance(alone, Iterable):
+        raise check.wrong_type("alone", f"a sequence of {rule}", alone)
+    items = tuple(alone)
+    for item in items:
+        if not isinstance(item, str) and not (isinstance(item, type) and issubclass(item, nn.Module)):
+            raise check.wrong_type("alone", rule, item)
+    return items
 
 
 def check_model(model: Any) -> None:
