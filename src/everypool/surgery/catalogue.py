@@ -144,19 +144,23 @@ def line(entry: Entry) -> Line:
 INTRODUCTION = """\
 # Every operation in ONNX
 
-What `everypool.export` found when it exported every operation once and ran the file in ONNX Runtime, with 1 and with 3
-samples, at three sizes that were not there at the export. Opset {opset}; {versions}; CPU. The axes in letters are
-free: samples n, height and width, or samples and tokens l; where boxes are given, their number too. Written by
+`everypool.export` has exported every operation once with free axes, and has run the file in ONNX Runtime at three sizes that
+were not there at the export, each with 1 and with 3 samples (with 2 where there are boxes).
+
+- Opset {opset}; {versions}; CPU.
+- Free axes are letters: samples n, height h and width w, or samples n and tokens l; of boxes, their number.
+- The error is the largest of any element at any size, and in brackets its share of the output's largest value. The reference
+  is the operation in eager mode. For float16 it is the operation in float32 with parameters rounded to float16, and rounding
+  the result alone costs up to {half:.1e} of a value.
+- Parameters are random; those of the modules' examples in `everypool.operations()`, with all values shuffled.
+- A running window is exported with 16 doubling steps, so it takes up to 65,536 elements per axis.
+
+The command for a model of your own is `everypool export MODEL -o model.onnx`; it ends with 1, and writes nothing, where the
+file is off. This page is written by
 
 ```
 everypool export --all --markdown docs/onnx.md
 ```
-
-The error is the largest of any element at any of the sizes, and in brackets its share of the largest value of the output.
-In float16 the reference is the model with its rounded weights in float32; half a unit in the last place, {half:.1e} of a
-value, is what rounding the result costs. Nothing is trained: parameters are random.
-
-A running window is exported with 16 doubling steps, and so takes up to 65,536 elements per axis.
 """
 HEAD = "| operation | exported | input | sizes | float32 | float16 |\n|---|---|---|---|---|---|\n"
 

@@ -31,7 +31,9 @@ STARTS = {  # where a reducer with a parameter is the mean
     "logsumexp": {"r": 0.0, "learnable": True},
 }
 OPEN = {"gem": "p", "soft": "beta", "logsumexp": "r"}  # what calibration fits unless the rule names it
-HOOKS = tuple(name for name, item in vars(nn.Module()).items() if name.endswith(("_hook", "_hooks", "_with_kwargs", "_always_called")))
+HOOKS = tuple(
+    name for name, item in vars(nn.Module()).items() if name.endswith(("_hook", "_hooks", "_with_kwargs", "_always_called"))
+)
 
 Rule = str | nn.Module | Callable[[Pooling], nn.Module]
 
@@ -260,7 +262,9 @@ def exchanged(
         else:
             new.train(place.owner.training if place.owner is not None else model.training)
             notes += (called_instead(place, new, backs),)
-        yield Change(place.name, place, new, text, sum(p.numel() for p in new.parameters() if p.requires_grad), numbers, {}, notes)
+        yield Change(
+            place.name, place, new, text, sum(p.numel() for p in new.parameters() if p.requires_grad), numbers, {}, notes
+        )
 
 
 def left_open(new: nn.Module, rule: str) -> Iterator[tuple[str, nn.Parameter]]:
