@@ -25,9 +25,8 @@ from everypool import find, swap
 
 def main(names: list[str]) -> int:
     warnings.simplefilter("ignore")
-    print(
-        "| architecture | from | poolings found | swapped | backward | compiled, largest error | ONNX, largest error | saved and loaded | undone |"
-    )
+    heads = "architecture", "from", "poolings found", "swapped", "backward", "compiled", "ONNX", "saved and loaded", "undone"
+    print(f"| {' | '.join(heads)} |")
     print("| :-- | :-- | :-- | :-- | :-- | --: | --: | :-- | :-- |", flush=True)
     failed = 0
     for package, group in (("transformers", models.TRANSFORMERS), ("timm", models.TIMM), ("torchvision", models.TORCHVISION)):

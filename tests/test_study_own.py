@@ -18,7 +18,6 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-import everypool
 from everypool.study.data.own import load
 from everypool.study.data.own.arrays import arranged
 from everypool.study.experiments import own

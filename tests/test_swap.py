@@ -13,7 +13,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
-from test_find import EXAMPLE, Block, Residual
+from test_find import EXAMPLE, Residual
 from torch import Tensor, nn
 
 import everypool

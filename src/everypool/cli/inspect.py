@@ -63,8 +63,8 @@ def show(found: Poolings) -> None:
         table.add_row(f"{escape(p.name)}\n[dim]{escape(between)}[/dim]", what, shapes, *shares)
     console.print(table)
     total = [sum(getattr(p.cost, name) for p in found if p.cost is not None) for name in costs]
-    shares = "".join(f", {100 * share:.2g} % of the {name}" for name, share in zip(costs, total, strict=True))
-    console.print(f"\n{len(found)} poolings{shares}", soft_wrap=True)
+    text = "".join(f", {100 * share:.2g} % of the {name}" for name, share in zip(costs, total, strict=True))
+    console.print(f"\n{len(found)} poolings{text}", soft_wrap=True)
     console.print(
         "; ".join(f"{place}: {PLACES[place]}" for place in PLACES if any(p.place == place for p in found)), soft_wrap=True
     )

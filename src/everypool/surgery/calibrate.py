@@ -100,7 +100,7 @@ def calibrated(model: nn.Module, changes: Sequence[Change], batches: Sequence[An
             loss.backward()
             return loss
 
-        search.step(closure)  # type: ignore[no-untyped-call]
+        search.step(closure)
         with torch.no_grad():
             for name, p in numbers.items():
                 p.copy_(kept[name])

@@ -99,7 +99,7 @@ class Poolings(tuple[Pooling, ...]):
     """What `find` has found; a table when printed."""
 
     def __str__(self) -> str:
-        rows = [("name", "what", "window", "input", "output", "place", "between")]
+        rows: list[tuple[str, ...]] = [("name", "what", "window", "input", "output", "place", "between")]
         for p in self:
             between = f"{p.before or 'input'} > {p.after or 'output'}" if p.place else ""
             what = p.what + (f" ({p.source})" if p.source else "") + (f" x {p.calls}" if p.calls > 1 else "")

@@ -226,7 +226,9 @@ class Inputs:
         if found:
             return list(found.values())
         text = Shown(f"{type(last).__name__}: {last}" if last is not None else "x".join(map(str, own)))
-        raise invalid("dynamic", "axes that the model takes in more than one size", text) from last
+        raise invalid(
+            "dynamic", "axes that the model takes in more than one size, such as 'n' for the batch alone", text
+        ) from last
 
     def taken(self, model: nn.Module, size: Sequence[int]) -> Case:
         """That size, if the model does not raise."""

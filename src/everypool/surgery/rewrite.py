@@ -77,9 +77,17 @@ def apply(module: nn.Module, edits: tuple[Edit, ...]) -> None:
     module.__class__ = changed(base, edits) if edits else base
 
 
-@functools.cache
 def changed(base: type[nn.Module], edits: tuple[Edit, ...]) -> type[nn.Module]:
-    """The subclass with the edits."""
+    """The subclass with the edits, the same for all modules that have them."""
+    if (base, edits) not in CHANGED:
+        CHANGED[base, edits] = made(base, edits)
+    return CHANGED[base, edits]
+
+
+CHANGED: dict[tuple[type[nn.Module], tuple[Edit, ...]], type[nn.Module]] = {}
+
+
+def made(base: type[nn.Module], edits: tuple[Edit, ...]) -> type[nn.Module]:
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,29 +12,18 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool import blocks
-from everypool.factory import create
-from everypool.pool import parse_settings
 from everypool.surgery import rewrite
 from everypool.surgery.calibrate import Drift, calibrated, drifted, outputs
-from everypool.surgery.find import Pooling, aligned, axes, find, picked, there
-from everypool.surgery.layers import BLURRED, OverAxes, Scaled
-from everypool.surgery.trace import arguments, channels_last, kind, looking, tensors, traced
+from everypool.surgery.find import Pooling, aligned, find, picked, there
+from everypool.surgery.layers import BLURRED, Scaled
+from everypool.surgery.replacement import BLUR, OPEN, Rule, made
+from everypool.surgery.trace import arguments, kind, looking, tensors, traced
 
 __all__ = ["Change", "Swap", "swap"]
 
-BLUR = "blur"
-AVERAGES = ("count_include_pad", "divisor_override")
-STARTS = {  # where a reducer with a parameter is the mean
-    "gem": {"p": 1.0},
-    "soft": {"beta": 0.0, "learnable": True},
-    "logsumexp": {"r": 0.0, "learnable": True},
-}
-OPEN = {"gem": "p", "soft": "beta", "logsumexp": "r"}  # what calibration fits unless the rule names it
 HOOKS = tuple(
     name for name, item in vars(nn.Module()).items() if name.endswith(("_hook", "_hooks", "_with_kwargs", "_always_called"))
 )
-
-Rule = str | nn.Module | Callable[[Pooling], nn.Module]
 
 
 @dataclass
@@ -144,8 +132,12 @@ def swap(
         NotImplementedError: a function is called where its call cannot be replaced, or gives places too.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> print(swap(model, {nn.MaxPool2d: "soft", "head": "gem:p=3"}, torch.rand(2, 3, 9, 9)))
-    name  was                           is                                                    fitted
+    >>> report = swap(model, {nn.MaxPool2d: "soft", "head": "gem:p=3"}, torch.rand(2, 3, 9, 9))
+    >>> model[1]
+    SoftPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=True, beta=1.0)
+    >>> report.undo()
+    >>> model[1]
+    MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=True)
     """
     check_rules(rules, calibrate, preserve, example)
     batches = () if calibrate is None else tuple(calibrate) if several(calibrate) else (calibrate,)
@@ -189,11 +181,12 @@ def check_rules(rules: Any, calibrate: Any, preserve: Any, example: Any) -> None
 def planned(model: nn.Module, found: Sequence[Pooling], rules: Any, example: Any) -> list[tuple[Pooling, Rule]]:
     """Which poolings, and convolutions to be blurred, become what."""
     if not isinstance(rules, Mapping):
-        plan = [(p, rule) for p in found if (rule := rules(p)) is not None]
-        if not plan:
+        asked = [(p, rule) for p in found if (rule := rules(p)) is not None]
+        if not asked:
             raise check.invalid("rules", f"for one of the poolings ({there(found)}) at least", rules)
-        return plan
-    plan, taken = [], set()
+        return asked
+    plan: list[tuple[Pooling, Rule]] = []
+    taken: set[str] = set()
     strided = convolutions(model, example) if BLUR in rules.values() else ()
     for key, rule in rules.items():
         here = list(matching([*found, *strided] if rule == BLUR else found, key))
@@ -219,13 +212,13 @@ def convolutions(model: nn.Module, example: Any) -> tuple[Pooling, ...]:
     runs = [run for run in traced(model, example) if run.module is not None]
     result = []
     for n, run in enumerate(runs):
-        module = run.module
-        if type(module) not in BLURRED or module is None or max(module.stride) == 1:  # type: ignore[type-var]
+        module: Any = run.module
+        if type(module) not in BLURRED or max(module.stride) == 1:
             continue
         later = (
             r.module for r in runs[n + 1 :] if r.input == run.output and (type(r.module) in BLURRED or kind(r) is not None)
         )
-        after = module if max(module.kernel_size) == 1 else next(later, None)  # type: ignore[type-var]
+        after = module if max(module.kernel_size) == 1 else next(later, None)
         if after is not None:
             result.append(
                 Pooling(names[module], type(module).__name__, "", "convolution", "", {"stride": module.stride}, run.input,
@@ -321,83 +314,6 @@ def blurred(model: nn.Module, place: Pooling, backs: list[Callable[[], None]]) -
     else:
         put(model, after, nn.Sequential(blur, after), backs)
     return Change(place.name, place, module, BLUR, notes=(f"stride {stride[0]} is now a blur before {place.after}",))
-
-
-def made(place: Pooling, rule: Rule, preserve: bool, fit: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    """The layer that takes the pooling's place, and what should be known of it."""
-    if isinstance(rule, nn.Module):
-        return copy.deepcopy(rule), ()
-    if not isinstance(rule, str):
-        new = rule(place) if callable(rule) else None
-        if not isinstance(new, nn.Module):
-            raise check.wrong_type("rules", "to poolings by name, modules, or functions that return a module", rule)
-        return new, ()
-    if rule == BLUR:
-        return antialiased(place), ()
-    operation, settings = parse_settings(rule)
-    start: dict[str, Any] = {}
-    if preserve:
-        if operation.name == place.reducer and not settings:
-            return layer(place, rule, {}), ()
-        start = STARTS.get(operation.name, {})
-        if place.reducer != "avg" or counts_padding(place) or not start or set(start) & set(settings):
-            return blocks.MixedPool(layer(place, place.reducer or "avg", {}), layer(place, rule, {}), alpha=0.0), ()
-        if operation.name == "gem" and place.negative and "signed" not in settings:
-            start = start | {"signed": "odd"}
-    elif fit and OPEN.get(operation.name) not in settings and operation.name in ("soft", "logsumexp"):
-        start = {"learnable": True}
-    notes: tuple[str, ...] = ()
-    if operation.name == "gem" and place.negative and {**settings, **start}.get("signed", "clamp") == "clamp":
-        notes = ("values below 0 come in, which GeM takes for 0; signed=odd keeps them",)
-    return layer(place, rule, start), notes
-
-
-def counts_padding(place: Pooling) -> bool:
-    """Whether an average divides by something else than the number of its elements."""
-    padding = place.window.get("padding", 0)
-    padded = any(padding) if isinstance(padding, (tuple, list)) else padding not in (0, "valid")
-    return bool(place.window.get("divisor_override")) or (padded and place.window.get("count_include_pad", True))
-
-
-def antialiased(place: Pooling) -> nn.Module:
-    if place.kind != "sliding" or place.reducer not in ("max", "avg"):
-        raise check.invalid("rules", "'blur' for sliding windows of a maximum or an average", place.name)
-    nd = dimensions(place)
-    window = {"stride": place.window.get("stride") or place.window["kernel_size"]}
-    if place.reducer == "avg":
-        return getattr(blocks, f"BlurPool{nd}d")(**window)  # type: ignore[no-any-return]
-    window |= {name: place.window[name] for name in ("padding", "dilation", "ceil_mode") if name in place.window}
-    return getattr(blocks, f"MaxBlurPool{nd}d")(place.window["kernel_size"], **window)  # type: ignore[no-any-return]
-
-
-def dimensions(place: Pooling) -> int:
-    return axes(place.what) or max(len(place.input) - 2, 1)
-
-
-def layer(place: Pooling, pool: str, start: dict[str, Any]) -> nn.Module:
-    """The layer of a reducer with the pooling's windows."""
-    call, old = place.call, place.module
-    if place.kind == "sliding":
-        arguments: dict[str, Any] = {"stride": place.window.get("stride") or place.window["kernel_size"]}
-        arguments |= {name: place.window[name] for name in ("padding", "dilation", "ceil_mode") if name in place.window}
-        if place.what.endswith("Same"):  # timm's, which pad as TensorFlow does
-            arguments["padding"] = "same"
-        operation, settings = parse_settings(pool)
-        if operation.name == "avg" and place.reducer == "avg":
-            arguments |= {name: place.window[name] for name in AVERAGES if name in place.window and name not in settings}
-        return create(pool, nd=dimensions(place), kernel_size=place.window["kernel_size"], **arguments, **start)
-    if call is not None and call.axes:
-        spatial = tuple(range(2, len(place.input)))
-        if call.axes == spatial:
-            return create(pool, nd=len(spatial), keepdim=call.keepdim, **start)
-        return OverAxes(create(pool, nd=len(call.axes), **start), call.axes, call.keepdim)
-    size = place.window.get("output_size", tuple(place.output[2:]))
-    if place.kind == "adaptive" or not place.input:
-        return create(pool, nd=dimensions(place), output_size=size, **start)
-    keepdim = len(place.output) == len(place.input)
-    if old is not None and channels_last(old):
-        return OverAxes(create(pool, nd=2, **start), (1, 2), keepdim)
-    return create(pool, nd=dimensions(place), keepdim=keepdim, **start)
 
 
 def verify(model: nn.Module, changes: Sequence[Change], example: Any) -> None:
