@@ -34,8 +34,8 @@ def main() -> None:
         new = drifted(old, outputs(model, [others]))
         if report.drift is not None:
             near, far = report.drift.raw / report.drift.value, raw.value / new.value
-            cells = f"{report.drift.raw:.3g} | {report.drift.value:.3g} | {near:.1f} | {raw.value:.3g} | {new.value:.3g} | {far:.1f}"
-            print(f"| {pool} | {cells} | {raw.same:.0%} to {new.same:.0%} |", flush=True)
+            cells = f"{report.drift.raw:.3g} | {report.drift.value:.3g} | {near:.1f} | {raw.value:.3g} | {new.value:.3g}"
+            print(f"| {pool} | {cells} | {far:.1f} | {raw.same:.0%} to {new.same:.0%} |", flush=True)
     for pool in ("max", *OPEN):
         drift = swap(copy.deepcopy(load()), {"head": pool}, images, preserve=True).drift
         print(f"\n{pool}, preserved: {drift.value if drift is not None else 0:.2g}")
