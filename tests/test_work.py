@@ -798,3 +798,16 @@ def test_page_gives_every_reducers_formula(pytestconfig: pytest.Config) -> None:
         sorting = "K log2 K" + (f" + {work.forward[1]}" if work.forward[1] else "")
         assert forward == (sorting if work.sorts else formula(*work.forward)), name
         assert backward == formula(*work.backward), name
+
+
+def test_blurs_are_counted_by_their_whole_filter() -> None:
+    """Nine products and eight sums an output, as many again and one sum more for each backward; the maximum before it too."""
+    x = torch.randn(2, 3, 8, 10, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        y = everypool.BlurPool2d()(x)
+        assert counter.get_total_flops() == y.numel() * 17 == 2 * 3 * 4 * 5 * 17
+        y.sum().backward()
+    assert counter.get_total_flops() == y.numel() * (17 + 18)
+    with FlopCounterMode(display=False) as counter:
+        z = everypool.MaxBlurPool2d(2)(x.detach())
+    assert counter.get_total_flops() == 2 * 3 * 7 * 9 * 3 + z.numel() * 17

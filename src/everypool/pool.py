@@ -545,20 +545,19 @@ def mask_rule(x: Tensor) -> str:
 
 def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
     nd = x.dim() - 2
-    rule = f"ints of shape (N, {nd}) = ({x.shape[0]}, {nd})"
     if not isinstance(sizes, Tensor):
         try:
             sizes = torch.as_tensor(sizes)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise check.wrong_type("sizes", rule, sizes) from error
+            raise check.wrong_type("sizes", sizes_rule(x), sizes) from error
         sizes = sizes.reshape(0, nd) if sizes.numel() == 0 else sizes
         sizes = sizes.to(x.device) if sizes.dtype in check.INTEGRAL or sizes.numel() else sizes.to(x.device, torch.int64)
     if sizes.dim() == 1 and nd == 1:
         sizes = sizes.unsqueeze(1)
     if sizes.dtype not in check.INTEGRAL:
-        raise check.wrong_type("sizes", rule, sizes)
+        raise check.wrong_type("sizes", sizes_rule(x), sizes)
     if sizes.dim() != 2 or sizes.shape[0] != x.shape[0] or sizes.shape[1] != nd:
-        raise check.invalid("sizes", rule, sizes)
+        raise check.invalid("sizes", sizes_rule(x), sizes)
     if sizes.device != x.device:
         raise check.invalid("sizes", f"on the device of the input, {x.device}", check.Shown(str(sizes.device)))
     sizes = sizes.to(torch.int64)
@@ -569,6 +568,11 @@ def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
                 "sizes", f"between 1 and the input's size {tuple(x.shape[2:])}", check.Shown(str(sizes.tolist())[:80])
             )
     return sizes
+
+
+def sizes_rule(x: Tensor) -> str:
+    nd = x.dim() - 2
+    return f"ints of shape (N, {nd}) = ({x.shape[0]}, {nd})"
 
 
 def padded_batch(samples: Sequence[Any], windows: Windows) -> tuple[Tensor, Tensor]:

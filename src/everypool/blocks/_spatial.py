@@ -11,7 +11,7 @@ from everypool import _check as check
 from everypool.pool import finished, prepared
 from everypool.windows import Sliding
 
-__all__ = ["SpatialBlock", "wide"]
+__all__ = ["SlidingBlock", "SpatialBlock", "wide"]
 
 
 class SpatialBlock(nn.Module):
@@ -34,6 +34,28 @@ class SpatialBlock(nn.Module):
         check.floating("input", x)
         y = finished(self.compute(x, mask, sizes).to(x.dtype), x)
         return y.squeeze(0) if single else y
+
+
+class SlidingBlock(SpatialBlock):
+    """One with windows of one size at regular steps, under torch.nn's words."""
+
+    def place(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
+        """Keep the windows' arguments."""
+        kernel_size, stride, padding, dilation = map(check.plain, (kernel_size, stride, padding, dilation))
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.dilation = dilation
+        self.ceil_mode = ceil_mode
+        self.windows.checked(self.nd)
+
+    @property
+    def windows(self) -> Sliding:
+        return Sliding(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{text}, dilation={self.dilation}, ceil_mode={self.ceil_mode}"
 
 
 def wide(x: Tensor) -> Tensor:

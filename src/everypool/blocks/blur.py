@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everypool import _check as check
+from everypool.backends import counter
 from everypool.backends.axes import traced
 from everypool.backends.layout import prefix_mask
-from everypool.blocks._spatial import SpatialBlock, wide
+from everypool.blocks._spatial import SlidingBlock, SpatialBlock, wide
 from everypool.pool import Operation, apply, register
 from everypool.reducers import Max
 from everypool.windows import Sliding
@@ -104,7 +105,20 @@ def smoothed(
 def blurred(
     x: Tensor, taps: tuple[int, ...], stride: tuple[int, ...], mode: str, mask: Tensor | None, sizes: Tensor | None
 ) -> Tensor:
-    """The blur of (N, C, *spatial) over what is valid, in the type that is computed in; 0 where nothing is."""
+    """The blur of (N, C, *spatial) over what is valid, in the type that is computed in; 0 where nothing is.
+
+    torch's counter of operations is told of it: a multiplication for every weight of the whole filter, and their sum.
+    """
+    y = blur_of(x, taps, stride, mode, mask, sizes)
+    if not counter.listening():
+        return y
+    cells = math.prod(taps)
+    return counter.told([y], y.numel() * (2 * cells - 1), y.numel() * 2 * cells)[0]
+
+
+def blur_of(
+    x: Tensor, taps: tuple[int, ...], stride: tuple[int, ...], mode: str, mask: Tensor | None, sizes: Tensor | None
+) -> Tensor:
     values = wide(x)
     if mask is None:
         y = smoothed(values, taps, stride, mode, sizes)
@@ -190,7 +204,7 @@ class BlurPool3d(_BlurPool):
     nd = 3
 
 
-class _MaxBlurPool(SpatialBlock):
+class _MaxBlurPool(SlidingBlock):
     def __init__(
         self,
         kernel_size: Any = 2,
@@ -203,13 +217,7 @@ class _MaxBlurPool(SpatialBlock):
         padding_mode: str = "reflect",
     ) -> None:
         super().__init__()
-        kernel_size, stride, padding, dilation = map(check.plain, (kernel_size, stride, padding, dilation))
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
-        self.windows.checked(self.nd)
+        self.place(kernel_size, stride, padding, dilation, ceil_mode)
         self.filter_size = check.plain(filter_size)
         checked_taps("filter_size", self.filter_size, self.nd)
         self.padding_mode = check.choice("padding_mode", padding_mode, PADDINGS)
@@ -230,8 +238,7 @@ class _MaxBlurPool(SpatialBlock):
         return blurred(y, taps, stride, self.padding_mode, exists, own)
 
     def extra_repr(self) -> str:
-        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
-        return f"{text}, ceil_mode={self.ceil_mode}, filter_size={self.filter_size}, padding_mode={self.padding_mode!r}"
+        return f"{super().extra_repr()}, filter_size={self.filter_size}, padding_mode={self.padding_mode!r}"
 
 
 class MaxBlurPool1d(_MaxBlurPool):

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
-from everypool.blocks._spatial import SpatialBlock, wide
+from everypool.blocks._spatial import SlidingBlock, wide
 from everypool.factory import create
 from everypool.pool import Operation, apply, finished, register
 from everypool.reducers import Max, Mean
 from everypool.reducers._layer import checked_setting, parameter, per_channel
-from everypool.windows import Sliding
 
 __all__ = ["GatedPool1d", "GatedPool2d", "GatedPool3d", "MixedPool"]
 
@@ -134,25 +133,15 @@ def mixed(first: Tensor, second: Tensor, alpha: Any) -> Tensor:
     return torch.where(fixed == 0, closed, open).to(first.dtype)
 
 
-class _GatedPool(SpatialBlock):
+class _GatedPool(SlidingBlock):
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *, ceil_mode: bool = False
     ) -> None:
         super().__init__()
-        kernel_size, stride, padding, dilation = map(check.plain, (kernel_size, stride, padding, dilation))
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.dilation = dilation
-        self.ceil_mode = ceil_mode
         if isinstance(padding, str):
             raise check.wrong_type("padding", "an int, one per axis, or (left, right) pairs", padding)
-        kernel = self.windows.checked(self.nd)[0]
-        self.weight = nn.Parameter(torch.zeros(1, 1, *kernel))
-
-    @property
-    def windows(self) -> Sliding:
-        return Sliding(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        self.place(kernel_size, stride, padding, dilation, ceil_mode)
+        self.weight = nn.Parameter(torch.zeros(1, 1, *self.windows.checked(self.nd)[0]))
 
     def reset_parameters(self) -> None:
         """Zeros: half of each, from which the gate learns at once."""
@@ -178,10 +167,6 @@ class _GatedPool(SpatialBlock):
         y = conv(wide(x).flatten(0, 1).unsqueeze(1), wide(self.weight).to(wide(x).dtype), None, stride, 0, dilation)
         inside: tuple[Any, ...] = (..., *(slice(n) for n in out))
         return y[inside].squeeze(1).unflatten(0, (x.shape[0], x.shape[1]))
-
-    def extra_repr(self) -> str:
-        text = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
-        return f"{text}, dilation={self.dilation}, ceil_mode={self.ceil_mode}"
 
 
 class GatedPool1d(_GatedPool):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.surgery.costs import Cost
 from everypool.surgery.costs import costs as measured
-from everypool.surgery.trace import SLIDING, WHOLE, Call, Run, axes_of, channels_last, kind, traced
+from everypool.surgery.trace import SLIDING, WHOLE, Call, Run, axes_of, channels_last, check_model, kind, traced
 
 __all__ = ["PLACES", "Pooling", "Poolings", "chosen", "find"]
 
@@ -192,11 +192,6 @@ def percent(pooling: Pooling) -> tuple[str, str, str]:
         return "", "", ""
     time, memory, operations = (f"{100 * share:.2g} %" for share in dataclasses.astuple(pooling.cost))
     return time, memory, operations
-
-
-def check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise check.wrong_type("model", "a torch.nn.Module", model)
 
 
 def same(first: Run, second: Run) -> bool:

@@ -14,7 +14,7 @@ from everypool import _check as check
 from everypool.pool import checked_sizes, padded_batch
 from everypool.surgery.extents import Following
 from everypool.surgery.own import Rows
-from everypool.surgery.trace import looking
+from everypool.surgery.trace import check_model, looking
 from everypool.windows import Global
 
 __all__ = ["BorderEffect", "Departure", "ValidSizes", "border_effect", "masked_forward", "propagate_sizes"]
@@ -222,13 +222,6 @@ def check_alone(alone: Any) -> tuple[Any, ...]:
         if not isinstance(item, str) and not (isinstance(item, type) and issubclass(item, nn.Module)):
             raise check.wrong_type("alone", rule, item)
     return items
-
-
-def check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise check.wrong_type("model", "a torch.nn.Module", model)
-    if hasattr(model, "_orig_mod"):
-        raise check.wrong_type("model", "the module itself, before torch.compile", check.Shown(type(model).__name__))
 
 
 def channels(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool import blocks
+from everypool.pool import parse_settings
 from everypool.surgery import rewrite
 from everypool.surgery.calibrate import Drift, calibrated, drifted, outputs
 from everypool.surgery.find import Pooling, aligned, find, picked, there
@@ -139,8 +140,8 @@ def swap(
     >>> model[1]
     MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=True)
     """
-    check_rules(rules, calibrate, preserve, example)
-    batches = () if calibrate is None else tuple(calibrate) if several(calibrate) else (calibrate,)
+    check_rules(rules, calibrate, preserve)
+    batches = () if calibrate is None else tuple(calibrate) if isinstance(calibrate, (list, tuple)) else (calibrate,)
     example = batches[0] if example is None and batches else example
     found = find(model, example)
     plan = planned(model, found, rules, example)
@@ -163,11 +164,7 @@ def swap(
     return done
 
 
-def several(calibrate: Any) -> bool:
-    return isinstance(calibrate, (list, tuple)) and not isinstance(calibrate, Mapping)
-
-
-def check_rules(rules: Any, calibrate: Any, preserve: Any, example: Any) -> None:
+def check_rules(rules: Any, calibrate: Any, preserve: Any) -> None:
     rule = "a mapping from places, names, classes, functions or tests to poolings, or a function"
     if not isinstance(rules, Mapping) and not callable(rules):
         raise check.wrong_type("rules", rule, rules)
@@ -243,7 +240,7 @@ def exchanged(
         if reference is not None:
             new = new.to(reference.device, reference.dtype if reference.is_floating_point() else None)
         text = rule if isinstance(rule, str) else type(new).__name__
-        numbers = dict(left_open(new, text))
+        numbers = dict(left_open(new, rule))
         if fit:
             new = Scaled(new).to(reference.device if reference is not None else None)
             numbers["scale"] = new.scale
@@ -260,11 +257,12 @@ def exchanged(
         )
 
 
-def left_open(new: nn.Module, rule: str) -> Iterator[tuple[str, nn.Parameter]]:
+def left_open(new: nn.Module, rule: Rule) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of one number that the rule does not settle."""
+    settled = parse_settings(rule)[1] if isinstance(rule, str) and rule != BLUR else {}
     for name, parameter in new.named_parameters():
         last = name.rpartition(".")[2]
-        if parameter.numel() == 1 and last in OPEN.values() and f"{last}=" not in rule:
+        if parameter.numel() == 1 and last in OPEN.values() and last not in settled:
             yield last, parameter
 
 
@@ -273,8 +271,6 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module, backs: list[Callable[[
     if old is model:
         raise check.invalid("model", "one that holds its poolings; a pooling itself has none that could be swapped", model)
     for parent in list(model.modules()):
-        if parent is new:
-            continue
         for key, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[key] = new

@@ -21,7 +21,20 @@ from torch.overrides import TorchFunctionMode
 from everypool import _check as check
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, SlidingLayer
 
-__all__ = ["Call", "Run", "Site", "arguments", "axes_of", "channels_last", "kind", "looking", "one_tensor", "tensors", "traced"]
+__all__ = [
+    "Call",
+    "Run",
+    "Site",
+    "arguments",
+    "axes_of",
+    "channels_last",
+    "check_model",
+    "kind",
+    "looking",
+    "one_tensor",
+    "tensors",
+    "traced",
+]
 
 SLIDING = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
            nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, SlidingLayer)  # fmt: skip
@@ -135,8 +148,6 @@ def traced(model: nn.Module, example: Any) -> list[Run]:
         model: it is run once, in evaluation mode, and left as it is.
         example: a tensor, a tuple of arguments, or a mapping of arguments by name.
     """
-    if hasattr(model, "_orig_mod"):
-        raise check.wrong_type("model", "the module itself, before torch.compile", check.Shown(type(model).__name__))
     runs: list[Run] = []
     nd = axes_of(example)
     owners: list[nn.Module] = []
@@ -163,11 +174,13 @@ def traced(model: nn.Module, example: Any) -> list[Run]:
                 shapes = {item.shape[2:] if isinstance(item, Tensor) and item.dim() == nd + 2 else None for item in given}
                 if len(given) > 1 and len(shapes) == 1 and math.prod(shapes.pop() or [0]) > 1:
                     runs.append(Run())
-            elif (name in REDUCTIONS or NAMED.fullmatch(name)) and args and isinstance(args[0], Tensor):
-                call = called(func, name, args, kwargs or {}, nd, owners)
-                made = first(output)
-                if call is not None and made is not None:
-                    runs.append(Run(None, call, args[0].shape, made.shape, tuple(owners), args[0][:0], below(args[0])))
+            elif name in REDUCTIONS or NAMED.fullmatch(name):
+                x, made = args[0] if args else (kwargs or {}).get("input"), first(output)
+                if not isinstance(x, Tensor) or made is None:
+                    return output
+                call = called(func, name, x, args[1:], kwargs or {}, nd, owners)
+                if call is not None:
+                    runs.append(Run(None, call, x.shape, made.shape, tuple(owners), x[:0], below(x)))
             return output
 
     with looking(model), ExitStack() as stack:
@@ -186,13 +199,14 @@ def below(x: Tensor) -> bool:
     return x.is_floating_point() and x.numel() > 0 and bool((x < 0).any())
 
 
-def called(func: Any, name: str, args: Any, kwargs: Mapping[str, Any], nd: int, owners: list[nn.Module]) -> Call | None:
-    """The pooling that a function is with these arguments, if it is one."""
-    x = args[0]
+def called(
+    func: Any, name: str, x: Tensor, args: Any, kwargs: Mapping[str, Any], nd: int, owners: list[nn.Module]
+) -> Call | None:
+    """The pooling that a function of x is with these arguments, if it is one."""
     method = type(func).__name__ in ("method_descriptor", "wrapper_descriptor")
     if name in REDUCTIONS:
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        keepdim = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
+        dim = kwargs.get("dim", args[0] if args else None)
+        keepdim = bool(kwargs.get("keepdim", args[1] if len(args) > 1 else False))
         numbers = (dim,) if isinstance(dim, int) else tuple(dim) if isinstance(dim, (tuple, list, torch.Size)) else ()
         axes = tuple(sorted(axis % x.dim() for axis in numbers)) if all(isinstance(axis, int) for axis in numbers) else ()
         found = reduced(tuple(x.shape), axes, nd)
@@ -204,7 +218,7 @@ def called(func: Any, name: str, args: Any, kwargs: Mapping[str, Any], nd: int, 
     if match is None:
         return None
     reducer = match[1].removeprefix("adaptive_")
-    window = dict(zip(WINDOWS[match[1]], args[1:], strict=False)) | {k: v for k, v in kwargs.items() if k != "input"}
+    window = dict(zip(WINDOWS[match[1]], args, strict=False)) | {k: v for k, v in kwargs.items() if k != "input"}
     indices = bool(window.pop("return_indices", False) or match[3])
     found = "sliding"
     if "output_size" in window:
@@ -222,13 +236,9 @@ def reduced(shape: tuple[int, ...], axes: tuple[int, ...], nd: int) -> str | Non
         return None
     if len(shape) == nd + 2 and set(axes) <= set(spatial):
         return "global" if axes == spatial else "strip"
-    if len(shape) == nd + 2 and axes == spatial_last(nd):
+    if len(shape) == nd + 2 and axes == tuple(range(1, nd + 1)):
         return "global"  # (N, *spatial, C)
     return "global" if len(shape) == 3 and axes == (1,) else None  # (N, tokens, C)
-
-
-def spatial_last(nd: int) -> tuple[int, ...]:
-    return tuple(range(1, nd + 1))
 
 
 def site(owners: list[nn.Module]) -> Site | None:
@@ -283,6 +293,13 @@ def axes_of(example: Any) -> int:
     if x is None:
         raise check.wrong_type("example", "a tensor, a tuple of arguments or a mapping of arguments by name", example)
     return max(x.dim() - 2, 1)
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise check.wrong_type("model", "a torch.nn.Module", model)
+    if hasattr(model, "_orig_mod"):
+        raise check.wrong_type("model", "the module itself, before torch.compile", check.Shown(type(model).__name__))
 
 
 @contextmanager
