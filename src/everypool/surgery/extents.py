@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -326,7 +327,7 @@ class Following(TorchFunctionMode):
                 shape[axis] = n
             piece = torch.empty(shape, dtype=x.dtype, device="meta")
             with torch.no_grad():
-                output = called_with(call.module, shadows(call.module), (piece, *call.args[1:]), call.kwargs)
+                output = functional_call(call.module, shadows(call.module), (piece, *call.args[1:]), call.kwargs)
             self.probes[key] = tuple(int(output.shape[axis]) for axis in axes)
         return self.probes[key]
 
@@ -365,7 +366,7 @@ class Following(TorchFunctionMode):
             return self.model(input)
         self.note(input, extents)
         with self.watching():
-            return self.model(input) if self.values else called_with(self.model, self.shadows, (input,))
+            return self.model(input) if self.values else functional_call(self.model, self.shadows, (input,))
 
 
 def held(module: nn.Module) -> Iterator[Any]:
@@ -386,10 +387,3 @@ def takes_sizes(module: nn.Module) -> bool:
     """Whether it is a pooling or a block of everypool that can be told the sizes."""
     kind = type(module)
     return kind.__module__.startswith("everypool.") and "sizes" in inspect.signature(kind.forward).parameters
-
-
-def called_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: Any = None) -> Any:
-    """The module's result with other parameters and buffers."""
-    from torch.func import functional_call  # takes longer to import than all of everypool
-
-    return functional_call(module, tensors, args, kwargs)
