@@ -253,7 +253,7 @@ def test_operations_of_every_reducer_over_all_windows(row: Row) -> None:
             lambda xs: logsumexp_back(xs, 2.0, "sum"),
         ),
     ],
-    ids=repr,
+    ids=["odd", "abs", "inverse", "p per channel", "the authors' gradient", "beta per channel", "r per channel"],
 )  # fmt: skip
 def test_settings_that_records_do_not_list(reducer: Any, forward: Any, backward: Any) -> None:
     """The values of a parameter that is a tensor are not looked at."""
