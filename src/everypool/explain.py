@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends import cpu
-from everypool.backends.choose import choose
+from everypool.backends import cpu, triton
+from everypool.backends.choose import Choice, choose
 from everypool.backends.layout import Layout
 from everypool.backends.work import operations_of, traffic
 from everypool.pool import Reducer, Windows, parse, prepared
@@ -144,8 +144,10 @@ Implementation = tuple[str, str, tuple[tuple[str, str], ...]]  # what runs, why,
 def _implementation(
     reducer: Reducer, windows: Windows, layouts: list[Layout], x: Tensor, device: torch.device, mask: bool
 ) -> Implementation:
-    choice = choose()
+    choice = choose(device.type)
     library = cpu.library()
+    if choice.name == "triton":
+        return _fused(reducer, layouts, x, mask, choice)
     if choice.name == "eager" or library is None:
         return choice.name, choice.reason, choice.rejected
     others = tuple(item for item in choice.rejected if item[0] not in ("eager", "cpu"))
@@ -166,6 +168,28 @@ def _implementation(
         return "eager", "the definition does what the compiled loops do not", (("cpu", why), *others)
     parts = f"the compiled loops do {refused.count(None)} of {len(refused)} folds"
     return f"cpu {loops} and eager", parts, (("cpu", why), *others)
+
+
+def _fused(reducer: Reducer, layouts: list[Layout], x: Tensor, mask: bool, choice: Choice) -> Implementation:
+    """What the fused kernels do of a call, and why they do not do the rest."""
+    some = x.new_empty((1,), dtype=torch.bool) if mask else None
+    refused: list[str | None] = []
+    for layout in layouts:
+        try:
+            triton.check(reducer.recipe(), layout, x, some)
+            refused.append(None)
+        except triton.Unsupported as error:
+            refused.append(str(error))
+    others = tuple(item for item in choice.rejected if item[0] != "eager")
+    why = next(filter(None, refused), None)
+    if why is None:
+        return "triton", choice.reason, choice.rejected
+    if choice.named and x.numel() > 0:
+        return "none", f"{choice.reason}, which is an error: {why}", (("triton", why), *others)
+    if all(refused):
+        return "eager", "the definition does what the fused kernels do not", (("triton", why), *others)
+    parts = f"the fused kernels do {refused.count(None)} of {len(refused)} folds"
+    return "triton and eager", parts, (("triton", why), *others)
 
 
 def _refused(reducer: Reducer, windows: Windows, x: Tensor, mask: bool) -> tuple[list[str | None], bool]:

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from everypool import _check as check
 from everypool._memo import MOST, made, plain, token
-from everypool.backends import counter, cpu
-from everypool.backends.axes import readable
-from everypool.backends.choose import choose
+from everypool.backends import counter, cpu, triton
+from everypool.backends.axes import readable, traced
+from everypool.backends.choose import Choice, choose
 from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout
@@ -258,7 +258,7 @@ def call(
     sizes: Any = None,
 ) -> Any:
     """`apply` to `reducer(*settings)` over `windows(*arguments)`, which a call like an earlier one need not make."""
-    if mask is None and sizes is None and choose().name != "eager" and cpu.suits(input):
+    if mask is None and sizes is None and choose().name == "cpu" and cpu.suits(input):
         types = plain(settings + arguments)
         shape = input.shape
         key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and cpu.in_pixels(input))
@@ -294,7 +294,7 @@ def apply(
     if not isinstance(windows, Windows):
         raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
     nd = windows.nd if nd is None else nd
-    if mask is None and sizes is None and not return_mask and choice.name != "eager" and cpu.suits(input):
+    if mask is None and sizes is None and not return_mask and choice.name == "cpu" and cpu.suits(input):
         found = planned(input, reducer, windows, nd)
         if found is not None:
             return found
@@ -416,7 +416,7 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
 
 def added(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: Tensor) -> Tensor | None:
     """The sum of `reducer` over two windows, of (N, C, *spatial) each, in one compiled call; None where there is none."""
-    if choose().name == "eager" or not (cpu.suits(x) and cpu.suits(other)) or cpu.in_pixels(x) or cpu.in_pixels(other):
+    if choose().name != "cpu" or not (cpu.suits(x) and cpu.suits(other)) or cpu.in_pixels(x) or cpu.in_pixels(other):
         return None
     tokens = (token(reducer), *map(token, windows))
     key = (tokens, x.shape, x.dtype)
@@ -445,8 +445,10 @@ def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tu
 
 
 def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
-    """`defined` by the compiled loops, where they can."""
-    choice = choose()
+    """`defined` by the compiled loops or the fused kernels, where they can."""
+    choice = choose(x.device.type)
+    if choice.name == "triton":
+        return fused(reducer, x, folds, choice)
     if choice.name == "eager" or not cpu.suits(x):
         return None
     mask = None if folds.mask is folds.own else folds.mask
@@ -455,10 +457,7 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     try:
         plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, cpu.in_pixels(x), channels)
     except cpu.Unsupported as error:
-        if choice.named and x.numel() > 0:
-            raise NotImplementedError(
-                f"`EVERYPOOL_IMPL` must be an implementation that does this, got {choice.name!r}: {error}"
-            ) from error
+        refuse(choice, x, error)
         return None
     fold = cpu.Fold(
         plan,
@@ -468,6 +467,29 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     )
     results = fold.run(x)
     return None if results is None else (results, folds.exists())
+
+
+def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced | None:
+    """`defined` by the fused kernels, where they can."""
+    if x.is_cpu and not triton.interpreted():
+        refuse(choice, x, "the fused kernels are for GPUs, the input is on the CPU")
+    if not triton.suits(x) or x.numel() == 0:
+        return None
+    mask = None if folds.mask is folds.own else folds.mask
+    define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
+    try:
+        call = triton.make_fused(reducer.recipe(), folds.layout, x, mask, define)
+    except triton.Unsupported as error:
+        refuse(choice, x, error)
+        return None
+    return call(x), folds.exists()
+
+
+def refuse(choice: Choice, x: Tensor, why: Exception | str) -> None:
+    """An implementation that was asked for by name never falls back."""
+    if choice.named and x.numel() > 0:
+        message = f"`EVERYPOOL_IMPL` must be an implementation that does this, got {choice.name!r}: {why}"
+        raise NotImplementedError(message) from (why if isinstance(why, Exception) else None)
 
 
 def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:

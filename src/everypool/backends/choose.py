@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from everypool import _check as check
+from everypool.backends import triton
 from everypool.backends.cpu import library
 
 __all__ = ["IMPLEMENTATIONS", "Choice", "choose", "forced"]
@@ -26,9 +27,12 @@ class Choice:
     named: bool = False  # by the caller or the environment: what it cannot do is an error
 
 
-def choose() -> Choice:
-    """The implementation that runs; one that was forced never falls back."""
-    return _STATE[-1]
+def choose(device: str = "cpu") -> Choice:
+    """The implementation that runs on that type of device; one that was forced never falls back."""
+    forced = _FORCED[-1]
+    if forced is not None:
+        return forced
+    return _CPU if device == "cpu" else _ANYWHERE
 
 
 @contextmanager
@@ -39,28 +43,40 @@ def forced(name: str) -> Iterator[Choice]:
         ValueError: there is no implementation of that name.
         NotImplementedError: this installation does not have it.
     """
-    _STATE.append(_forced(name, "forced by the caller"))
+    choice = _forced(name, "forced by the caller")
+    _FORCED.append(choice)
     try:
-        yield _STATE[-1]
+        yield choice
     finally:
-        _STATE.pop()
+        _FORCED.pop()
 
 
 def _forced(name: str, reason: str) -> Choice:
     check.choice(VARIABLE, name, IMPLEMENTATIONS)
-    if name == "triton" or (name == "cpu" and library() is None):
-        raise NotImplementedError(f"`{VARIABLE}` must be an implementation that is installed, got {name!r}: {_WHY[name]}")
+    missing = _missing()
+    if name in missing:
+        raise NotImplementedError(f"`{VARIABLE}` must be an implementation that is installed, got {name!r}: {missing[name]}")
     return Choice(name, reason, tuple((other, reason) for other in IMPLEMENTATIONS if other != name), True)
 
 
+def _missing() -> dict[str, str]:
+    """Why each implementation that is not installed is not."""
+    found = {} if library() is not None else {"cpu": "the compiled loops are not installed"}
+    return found if triton.installed() else found | {"triton": "Triton is not installed"}
+
+
 def _default() -> Choice:
-    name = os.environ.get(VARIABLE)
-    if name:
-        return _forced(name, f"forced by {VARIABLE}={name}")
-    if library() is None:
-        return Choice("eager", "the definition, and the only implementation installed", tuple(_WHY.items()))
-    return Choice("cpu", "compiled loops are installed", (("eager", "slower"), ("triton", _WHY["triton"])))
+    missing = _missing()
+    if "cpu" in missing:
+        return Choice("eager", "the definition, and the only implementation installed", tuple(_ELSEWHERE.items()))
+    return Choice("cpu", "compiled loops are installed", (("eager", "slower"), ("triton", _ELSEWHERE["triton"])))
 
 
-_WHY = {"cpu": "the compiled loops are not installed", "triton": "not part of this version"}
-_STATE = [_default()]
+_ELSEWHERE = {
+    "cpu": "the compiled loops are for the CPU",
+    "triton": f"the fused kernels have not run on a GPU yet: only on request, {VARIABLE}=triton",
+} | _missing()
+_name = os.environ.get(VARIABLE)
+_FORCED: list[Choice | None] = [_forced(_name, f"forced by {VARIABLE}={_name}") if _name else None]
+_CPU = _default()
+_ANYWHERE = Choice("eager", "the definition runs on every device", tuple(_ELSEWHERE.items()))

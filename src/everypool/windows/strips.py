@@ -165,7 +165,7 @@ def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor |
             lines += line
             exists += there
     plain = mask is None and sizes is None
-    if plain and len(lines) == 2 and input.dim() == 4 and input.is_contiguous() and choose().name != "eager":
+    if plain and len(lines) == 2 and input.dim() == 4 and input.is_contiguous() and choose().name == "cpu":
         found = cross_sum(lines[1], lines[0])
         if found is not None:
             return found

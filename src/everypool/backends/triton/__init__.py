@@ -1,0 +1,99 @@
+"""Fused kernels for GPUs, in Triton, which is imported only once a kernel runs; in its interpreter they run on the CPU too."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everypool.backends.axes import Run, traced
+from everypool.backends.eager import plain_autograd
+from everypool.backends.layout import Layout
+from everypool.backends.recipe import Recipe
+from everypool.backends.triton.grid import Unsupported, grid_of
+from everypool.backends.triton.operators import Fused
+
+__all__ = ["Unsupported", "check", "installed", "interpreted", "make_fused", "suits"]
+
+INTERPRET = "TRITON_INTERPRET"
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPS = ("max", "mean", "power", "soft", "logsumexp", "centre")
+META = torch.device("meta")  # where only shapes are asked for
+NEAR_ZERO = 1e-2  # powers below need the series of the definition
+
+
+def installed() -> bool:
+    """Whether Triton can be imported."""
+    return _INSTALLED
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
+    return os.environ.get(INTERPRET, "0") not in ("", "0")
+
+
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def suits(x: Any) -> bool:
+    """Whether the kernels may have this tensor: nothing transforms the computation, nor wants it of standard operators."""
+    return (
+        isinstance(x, Tensor)
+        and (x.is_cuda or (x.is_cpu and interpreted()))
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not torch.compiler.is_exporting()
+        and (traced() or not plain_autograd())
+    )
+
+
+def make_fused(
+    recipe: Recipe | str,
+    layout: Layout,
+    x: Tensor,
+    mask: Tensor | None,
+    define: Callable[[Tensor], Tensor] | None,
+) -> Fused:
+    """The kernels' call for an input like x (N, C, *spatial).
+
+    Raises:
+        Unsupported: no kernel does this, with the reason.
+    """
+    known = check(recipe, layout, x, mask)
+    return Fused(known, grid_of(layout, known, x.device), mask, define)
+
+
+def check(recipe: Recipe | str, layout: Layout, x: Tensor, mask: Tensor | None) -> Recipe:
+    """The recipe, if the kernels follow it over this layout for an input of that type.
+
+    Raises:
+        Unsupported: they do not, with the reason.
+    """
+    if isinstance(recipe, str):
+        raise Unsupported(recipe.replace("compiled loop", "fused kernel"))
+    if recipe.op not in OPS:
+        raise Unsupported(f"{recipe.op} has no fused kernel")
+    if x.dtype not in TYPES:
+        raise Unsupported(f"{x.dtype} has no fused kernel: sums are made in float32")
+    if recipe.op == "centre" and mask is not None:
+        raise Unsupported("the value in the middle with a mask has no fused kernel")
+    if any(isinstance(axis, Run) for axis in layout.axes):
+        raise Unsupported("running windows have no fused kernel")
+    _check_parameter(recipe, x)
+    return recipe
+
+
+def _check_parameter(recipe: Recipe, x: Tensor) -> None:
+    value = recipe.parameter
+    if isinstance(value, Tensor):
+        fits = value.dim() <= 1 and value.numel() in (1, x.shape[1]) and x.device in (value.device, META)
+        if not (fits and value.is_floating_point()):
+            raise Unsupported("only the definition takes such a parameter")
+    elif value is not None and (abs(value) == float("inf") or (recipe.op == "power" and abs(value) < NEAR_ZERO)):
+        raise Unsupported("only the definition takes a power near zero or infinite")
+    if not isinstance(value, Tensor) and recipe.op == "logsumexp" and recipe.sum and abs(value) < NEAR_ZERO:
+        raise Unsupported("only the definition takes a sum of exponentials with r near zero")

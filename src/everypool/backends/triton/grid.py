@@ -1,0 +1,113 @@
+"""Windows in the numbers that the kernels compute with: made without Triton, so that a graph can be recorded anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everypool.backends.axes import Axis, Bins, Keep, Slide, traced
+from everypool.backends.layout import Layout
+from everypool.backends.recipe import Recipe
+
+__all__ = ["BINS", "KEEP", "SLIDE", "TABLE", "Grid", "Unsupported", "grid_of"]
+
+KEEP, SLIDE, BINS, TABLE = range(4)
+NUMBERS, TABLES = 7, 5  # of an axis
+
+
+class Unsupported(Exception):
+    """Why the fused kernels do not do something."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The windows of one layout: a product of three axes, of which a line or a plane leaves the first ones empty."""
+
+    kinds: tuple[int, ...]
+    axes: tuple[tuple[int, ...], ...]  # (n, out, stride, left, kernel, step, rows) each
+    taps: tuple[int, ...]  # bounds of what a window holds along each axis
+    tables: tuple[Tensor | None, ...]  # per axis: start, count, first and last holder, cells
+    nd: int
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(axis[1] for axis in self.axes[3 - self.nd :])
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        return tuple(axis[0] for axis in self.axes[3 - self.nd :])
+
+    @property
+    def most(self) -> int:
+        """Taps of a window at most."""
+        return self.taps[0] * self.taps[1] * self.taps[2]
+
+    def fits(self, number: int) -> bool:
+        """Whether no window has more taps than that; sizes that are symbols are not asked."""
+        return all(isinstance(taps, int) for taps in self.taps) and self.most <= number
+
+
+def grid_of(layout: Layout, recipe: Recipe, device: torch.device) -> Grid:
+    """The windows of a layout for a reducer."""
+    nd = len(layout.axes)
+    kinds, taps = [KEEP] * (3 - nd), [1] * (3 - nd)
+    axes: list[tuple[int, ...]] = [(1, 1, 1, 0, 1, 1, 0)] * (3 - nd)
+    tables: list[Tensor | None] = [None] * (TABLES * (3 - nd))
+    for number, axis in enumerate(layout.axes):
+        kind, numbers, bound, found = _axis(layout, number, axis, recipe, device)
+        kinds.append(kind)
+        axes.append(numbers)
+        taps.append(bound)
+        tables += found
+    return Grid(tuple(kinds), tuple(axes), tuple(taps), tuple(tables), nd)
+
+
+Described = tuple[int, tuple[int, ...], int, list[Tensor | None]]
+
+
+def _axis(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch.device) -> Described:
+    """Kind, numbers, bound of the taps, and tables of one axis."""
+    n, out = axis.n, axis.out
+    cells = None
+    if recipe.cells and layout.extents is not None:
+        cells = layout.extents[number].to(device, torch.int64).reshape(-1, out).contiguous()
+    nothing: list[Tensor | None] = [None] * (TABLES - 1)
+    if layout.sizes is None and recipe.op != "centre":
+        if isinstance(axis, Keep):
+            return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]
+        if isinstance(axis, Slide) and (traced() or axis.stride <= n):
+            axis = axis if traced() else axis._trimmed()
+            step = axis.dilation if axis.kernel > 1 else 1
+            return SLIDE, (n, out, axis.stride, axis.left, axis.kernel, step, 0), min(axis.kernel, n), [*nothing, cells]
+        if isinstance(axis, Bins):
+            bound = n // out if n % out == 0 else (n + out - 1) // out + 1
+            return BINS, (n, out, 1, 0, 1, 1, 0), min(bound, n), [*nothing, cells]
+    return _listed(layout, number, axis, recipe, device, cells)
+
+
+def _listed(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch.device, cells: Tensor | None) -> Described:
+    """An axis whose windows are tables: those of samples that differ in size, and those that no formula gives."""
+    n, out = axis.n, axis.out
+    size = None if layout.sizes is None else layout.sizes[:, number]
+    spans = axis.spans(size)
+    start, count, step = spans.start, spans.count, spans.step
+    if layout.out_sizes is not None:
+        inside = torch.arange(out, device=count.device) < layout.out_sizes[:, number].reshape(-1, 1)
+        count = torch.where(inside, count, 0)
+    if recipe.op == "centre":
+        start, count, step = axis.centre(count.device, recipe.upper, size).reshape(-1, out), (count > 0).to(torch.int64), 1
+        bound = 1
+    else:
+        bound = min(n, axis.kernel if isinstance(axis, Slide) else axis.table(count.device)[0].shape[-1])
+    start, count = torch.broadcast_tensors(start, count)
+    start, count = start.to(device, torch.int64).contiguous(), count.to(device, torch.int64).contiguous()
+    # whatever the order of the windows: those that may hold an element lie between these two
+    end = torch.where(count > 0, start + (count - 1) * step + 1, 0).cummax(-1).values
+    begin = torch.where(count > 0, start, n).flip(-1).cummin(-1).values.flip(-1).contiguous()
+    element = torch.arange(n, device=device).expand(start.shape[0], n).contiguous()
+    low = torch.searchsorted(end, element, right=True).clamp(max=out - 1)
+    high = torch.searchsorted(begin, element, right=True) - 1
+    rows = out if start.shape[0] > 1 else 0
+    return TABLE, (n, out, 1, 0, 1, step, rows), bound, [start, count, low, high, cells]

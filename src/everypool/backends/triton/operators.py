@@ -1,0 +1,233 @@
+"""The fused kernels as operators that torch knows, so that graphs hold them whole; Triton is imported when one first runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from everypool.backends.axes import traced
+from everypool.backends.recipe import Recipe
+from everypool.backends.triton.grid import NUMBERS, Grid
+
+__all__ = ["Fused", "in_pixels", "parts_of"]
+
+FLAGS = ("last", "index", "cells", "absolute", "sum", "plain_gradient", "upper")
+PARTS = 7  # value, position, winners, value in float32, what weighs most, what all weigh, number
+RESULTS = 2  # of which the first are the caller's
+WEIGHED = ("power", "soft", "logsumexp")
+WINNERS = 255  # taps that fit a byte, of which 255 means none
+
+SCHEMAS = {
+    "fused_fold": "(Tensor x, {common}, bool keep) -> Tensor[]",
+    "fused_fold_backward": "(Tensor grad, Tensor? x, Tensor y, Tensor?[] kept, {common}) -> Tensor",
+    "fused_fold_slope": "(Tensor x, Tensor y, Tensor?[] kept, {common}) -> Tensor",
+}
+COMMON = (
+    "Tensor? mask, Tensor? values, Tensor?[] tables, SymInt[] axes, SymInt[] taps, int[] kinds, int nd, str op, "
+    "float[] numbers, bool[] flags"
+)
+
+
+def in_pixels(x: Tensor) -> bool:
+    """Whether channels lie side by side."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+
+
+def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Fresh memory in the format of `like`."""
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}[like.dim()] if in_pixels(like) else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
+
+
+def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, keep: bool) -> list[Tensor | None]:
+    """Memory for all that the forward pass writes."""
+    shape = (*x.shape[:2], *grid.out)
+    weighed = keep and recipe.op in WEIGHED
+    single = torch.float32
+    wanted = [
+        x.dtype,
+        torch.int64 if recipe.index else None,
+        None if recipe.op != "max" or not keep else torch.uint8 if grid.fits(WINNERS) else torch.int32,
+        single if weighed and x.dtype != single else None,
+        single if weighed else None,
+        single if weighed else None,
+        single if keep and masked and recipe.op != "max" else None,
+    ]
+    return [None if dtype is None else laid_out(x, shape, dtype) for dtype in wanted]
+
+
+def recipe_of(op: str, numbers: Sequence[float], flags: Sequence[bool], values: Tensor | None) -> Recipe:
+    parameter, eps, divisor = numbers
+    settings = dict(zip(FLAGS, flags, strict=True))
+    whole = None if divisor == 0 else int(divisor)
+    return Recipe(op, parameter if values is None else values, divisor=whole, eps=eps, **settings)
+
+
+def grid_again(
+    axes: Sequence[int], taps: Sequence[int], kinds: Sequence[int], nd: int, tables: Sequence[Tensor | None]
+) -> Grid:
+    rows = tuple(tuple(axes[i : i + NUMBERS]) for i in range(0, 3 * NUMBERS, NUMBERS))
+    return Grid(tuple(kinds), rows, tuple(taps), tuple(tables), nd)
+
+
+def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Grid]:
+    mask, values, tables, axes, taps, kinds, nd, op, numbers, flags = common
+    return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, tables)
+
+
+def _present(parts: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """An operator's list holds tensors only: an empty one stands for none."""
+    return [like.new_empty(0) if part is None else part for part in parts]
+
+
+def _fold(x: Tensor, *common: Any, **options: Any) -> list[Tensor]:
+    from everypool.backends.triton import launch
+
+    *windows, keep = _positional(common, options, (*NAMES, "keep"))
+    mask, recipe, grid = _unpacked(windows)
+    parts = parts_of(x, grid, recipe, mask is not None, keep)
+    launch.fold(x, mask, recipe, grid, parts)
+    return _present(parts, x)
+
+
+def _fold_fake(x: Tensor, *common: Any, **options: Any) -> list[Tensor]:
+    *windows, keep = _positional(common, options, (*NAMES, "keep"))
+    mask, recipe, grid = _unpacked(windows)
+    return _present(parts_of(x, grid, recipe, mask is not None, keep), x)
+
+
+def _backward(grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Tensor | None], *common: Any, **options: Any) -> Tensor:
+    from everypool.backends.triton import launch
+
+    mask, recipe, grid = _unpacked(_positional(common, options, NAMES))
+    dx = _backward_fake(grad, x, y, kept, *common, **options)
+    launch.backward(grad, x, y, kept, mask, recipe, grid, dx)
+    return dx
+
+
+def _backward_fake(grad: Tensor, x: Tensor | None, y: Tensor, kept: Any, *common: Any, **options: Any) -> Tensor:
+    _, _, grid = _unpacked(_positional(common, options, NAMES))
+    return laid_out(y, (*y.shape[:2], *grid.spatial), grad.dtype)
+
+
+def _slope(x: Tensor, y: Tensor, kept: list[Tensor | None], *common: Any, **options: Any) -> Tensor:
+    from everypool.backends.triton import launch
+
+    mask, recipe, grid = _unpacked(_positional(common, options, NAMES))
+    result = _slope_fake(x, y, kept)
+    launch.slope(x, y, kept, mask, recipe, grid, result)
+    return result
+
+
+def _slope_fake(x: Tensor, y: Tensor, kept: Any, *common: Any, **options: Any) -> Tensor:
+    return laid_out(y, y.shape, torch.float32)
+
+
+NAMES = ("mask", "values", "tables", "axes", "taps", "kinds", "nd", "op", "numbers", "flags")
+
+
+def _positional(given: Sequence[Any], named: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    return [*given, *(named[name] for name in names[len(given) :])]
+
+
+def _registered() -> Any:
+    """The library of the operators, as long as which they live."""
+    library = torch.library.Library("everypool", "FRAGMENT")
+    bodies: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "fused_fold": (_fold, _fold_fake),
+        "fused_fold_backward": (_backward, _backward_fake),
+        "fused_fold_slope": (_slope, _slope_fake),
+    }
+    for name, (body, fake) in bodies.items():
+        library.define(name + SCHEMAS[name].format(common=COMMON))
+        library.impl(name, body, "CPU")
+        library.impl(name, body, "CUDA")
+        torch.library.register_fake(f"everypool::{name}", fake, lib=library)
+    return library
+
+
+_LIBRARY = _registered()  # now: while a graph is recorded nothing can be
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """One call: a reducer over a grid. `define` computes the same by the definition, for gradients of gradients."""
+
+    recipe: Recipe
+    grid: Grid
+    mask: Tensor | None
+    define: Callable[[Tensor], Tensor] | None
+
+    def common(self) -> tuple[Any, ...]:
+        recipe, grid = self.recipe, self.grid
+        learned = isinstance(recipe.parameter, Tensor)
+        number = 1.0 if learned or recipe.parameter is None else float(recipe.parameter)
+        return (
+            self.mask,
+            recipe.parameter.detach() if learned else None,
+            list(grid.tables),
+            [number for axis in grid.axes for number in axis],
+            list(grid.taps),
+            list(grid.kinds),
+            grid.nd,
+            recipe.op,
+            [number, float(recipe.eps), float(recipe.divisor or 0)],
+            [getattr(recipe, flag) for flag in FLAGS],
+        )
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The values, and their positions where the recipe asks for them."""
+        values = self.recipe.parameter if isinstance(self.recipe.parameter, Tensor) else None
+        learns = torch.is_grad_enabled() and (x.requires_grad or (values is not None and values.requires_grad))
+        if not learns:
+            parts = torch.ops.everypool.fused_fold(x, *self.common(), False)
+            return tuple(parts[: 1 + int(self.recipe.index)])
+        results = _Graph.apply(x, values, self)
+        return results if isinstance(results, tuple) else (results,)
+
+
+class _Graph(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor | None, fused: Fused) -> Any:
+        parts = torch.ops.everypool.fused_fold(x, *fused.common(), True)
+        y, index, *kept = parts
+        ctx.fused = fused
+        ctx.save_for_backward(x, values, y, *kept)
+        if fused.recipe.index:
+            ctx.mark_non_differentiable(index)
+            return y, index
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *others: Any) -> Any:
+        x, values, y, *kept = ctx.saved_tensors
+        fused: Fused = ctx.fused
+        needs_x, needs_values = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled() and not traced():
+            return *_defined(fused, x, values, (needs_x, needs_values), grad), None
+        needed = x if fused.recipe.op in WEIGHED else None
+        common = fused.common()
+        dx = torch.ops.everypool.fused_fold_backward(grad, needed, y, kept, *common) if needs_x else None
+        slope = None
+        if needs_values and values is not None:
+            gained = torch.ops.everypool.fused_fold_slope(x, y, kept, *common) * grad
+            slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
+            slope = slope.to(values.dtype)
+        return dx, slope, None
+
+
+def _defined(fused: Fused, x: Tensor, values: Tensor | None, needs: Sequence[bool], grad: Tensor) -> list[Any]:
+    """The gradients by the definition, with a graph of their own."""
+    y = fused.define(x)  # type: ignore[misc]
+    wanted = [(i, t) for i, t in enumerate((x, values)) if needs[i] and t is not None]
+    found = torch.autograd.grad(y, [t for _, t in wanted], grad, create_graph=True, allow_unused=True)
+    result: list[Any] = [None, None]
+    for (i, _), g in zip(wanted, found, strict=True):
+        result[i] = g
+    return result

@@ -1,0 +1,167 @@
+"""The fused kernels, in Triton's interpreter where there is no GPU: against the definition, forward and backward."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from everypool import Adaptive, Global, GlobalGeMPool, Pyramid, Sliding, pool
+from everypool.backends import triton
+from everypool.backends.choose import forced
+from everypool.windows.strips import Strips
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+here = pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REDUCERS = (
+    "max",
+    "max:ties=last",
+    "avg",
+    "avg:count_include_pad=True",
+    "gem:p=3",
+    "lp:p=2",
+    "soft:beta=-2",
+    "logsumexp",
+    "center",
+)
+WINDOWS = {
+    "overlapping": (Sliding(3, 2, 1), (2, 3, 7, 9)),
+    "line": (Sliding(2), (2, 3, 8)),
+    "dilated": (Sliding(2, 1, 0, dilation=2), (1, 2, 3, 4, 5)),
+    "bins": (Adaptive((3, 2)), (2, 3, 7, 9)),
+    "global": (Global(), (2, 3, 7, 9)),
+    "pyramid": (Pyramid((1, 3)), (2, 3, 7, 9)),
+    "strips": (Strips(), (2, 3, 5, 6)),
+    "long": (Sliding(7, 1, 3), (1, 2, 8, 9)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(recwarn: pytest.WarningsRecorder):
+    """The interpreter's NumPy warns of what `where` leaves out."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that ran since."""
+    from everypool.backends.triton import launch
+
+    ran: list[str] = []
+    for name in ("fold", "backward", "slope"):
+        body = getattr(launch, name)
+        monkeypatch.setattr(launch, name, lambda *a, name=name, body=body: (ran.append(name), body(*a))[1])
+    return ran
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, times: int = 64) -> None:
+    """Within 64 eps in float32, 1 ulp of a narrower type; `times` for gradients, which add up several such."""
+    unit = torch.finfo(dtype).eps
+    limit = (times * unit if dtype == torch.float32 else max(1, times // 64) * unit) * expected.abs().double().clamp(min=1)
+    assert found.isfinite().all()
+    assert ((found.double() - expected.double()).abs() <= limit).all()
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_equals_the_definition(
+    reducer: str, windows: str, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reducer == "center" and masked:
+        pytest.skip("the value in the middle with a mask is the definition's")
+    over, shape = WINDOWS[windows]
+    x = torch.randn(shape, device=DEVICE).to(dtype)
+    mask = (torch.rand(shape[0], 1, *shape[2:], device=DEVICE) > 0.4) if masked else None
+    results = {}
+    ran = launches(monkeypatch)
+    for name in ("eager", "triton"):
+        own = x.double() if name == "eager" else x.clone()
+        own.requires_grad_()
+        with forced(name):
+            y = pool(own, reducer, over, mask=mask)
+            parts = y if isinstance(y, tuple) else (y,)
+            assert ran == ([] if name == "eager" else ["fold"] * len(ran))
+            torch.manual_seed(1)
+            loss = sum((part * torch.randn(part.shape).to(part)).sum() for part in parts)
+            (gradient,) = torch.autograd.grad(loss, own)
+        results[name] = (*(part.detach() for part in parts), gradient)
+    assert "fold" in ran
+    assert "backward" in ran
+    *values, gradient = results["triton"]
+    *expected, slope = results["eager"]
+    for found, right in zip(values, expected, strict=True):
+        close(found, right, dtype)
+    close(gradient, slope, dtype, 256)
+
+
+@here
+def test_a_learned_power_and_a_channels_last_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = GlobalGeMPool(learnable=True, channels=3).to(DEVICE)
+    x = torch.rand(2, 3, 5, 6, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    slopes = []
+    ran = launches(monkeypatch)
+    for name in ("eager", "triton"):
+        layer.zero_grad()
+        with forced(name):
+            (layer(x) ** 2).sum().backward()
+        slopes.append(layer.p.grad.clone())
+    assert "slope" in ran
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-6)
+    with forced("triton"):
+        assert pool(x, "soft", Sliding(2)).is_contiguous(memory_format=torch.channels_last)
+
+
+@here
+def test_samples_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, sizes = torch.randn(3, 2, 6, 7, device=DEVICE), torch.tensor([[6, 7], [3, 4], [1, 2]], device=DEVICE)
+    ran = launches(monkeypatch)
+    for windows in (Sliding(3, 2, 1), Adaptive(2), Global()):
+        with forced("triton"):
+            found = pool(x, "logsumexp", windows, sizes=sizes)
+        with forced("eager"):
+            close(found, pool(x.double(), "logsumexp", windows, sizes=sizes), torch.float32)
+    assert ran == ["fold"] * 3
+
+
+@here
+def test_compiles_whole_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 7, 9, device=DEVICE, requires_grad=True)
+    ran = launches(monkeypatch)
+    with forced("triton"):
+        call = torch.compile(lambda x: pool(x, "soft", Sliding(3, 2, 1)), fullgraph=True, dynamic=True, backend="aot_eager")
+        y = call(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    with forced("eager"):
+        expected = pool(x.double(), "soft", Sliding(3, 2, 1))
+        (slope,) = torch.autograd.grad(expected.sum(), x)
+    assert ran == ["fold", "backward"]
+    close(y, expected, torch.float32)
+    close(gradient, slope, torch.float32, 256)
+
+
+@here
+def test_what_it_does_not_do_is_refused_by_name() -> None:
+    with forced("triton"):
+        with pytest.raises(NotImplementedError, match="float64 has no fused kernel"):
+            pool(torch.randn(1, 1, 4, dtype=torch.float64, device=DEVICE), "max", Sliding(2))
+        with pytest.raises(NotImplementedError, match="no fused kernel"):
+            pool(torch.randn(1, 1, 4, device=DEVICE), "median", Sliding(2))
+
+
+def test_the_cpu_never_imports_triton() -> None:
+    program = """
+import sys, torch, everypool
+everypool.SoftPool2d(2)(torch.randn(1, 1, 4, 4, requires_grad=True)).sum().backward()
+sys.exit("triton" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=300).returncode == 0
