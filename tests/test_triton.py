@@ -40,14 +40,8 @@ WINDOWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _quiet(recwarn: pytest.WarningsRecorder):
-    """The interpreter's NumPy warns of what `where` leaves out."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
+# the interpreter's NumPy warns of what `where` leaves out
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -134,6 +128,7 @@ def test_samples_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @here
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler, of any Function
 def test_compiles_whole_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3, 7, 9, device=DEVICE, requires_grad=True)
     ran = launches(monkeypatch)

@@ -18,7 +18,7 @@ from everypool.backends.axes import readable, traced
 from everypool.backends.choose import Choice, choose
 from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
-from everypool.backends.layout import Layout
+from everypool.backends.layout import Layout, in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Taps, Work, measured, operations_of
 
@@ -261,7 +261,7 @@ def call(
     if mask is None and sizes is None and choose().name == "cpu" and cpu.suits(input):
         types = plain(settings + arguments)
         shape = input.shape
-        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and cpu.in_pixels(input))
+        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
         entry = CALLS.get(key) if types is not None else None
         if entry is not None:
             found = entry(input, entry.reducer)
@@ -383,7 +383,7 @@ def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -
     """The whole call by a plan kept from one like it; None where the loops do not do it all at once."""
     shape = input.shape
     tokens = (token(reducer), token(windows))
-    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and cpu.in_pixels(input))
+    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
     entry = PLANS.get(key)
     if entry is None:
         if None in tokens:
@@ -404,7 +404,7 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
     reducer.check(x)
     layouts = windows.layouts(tuple(x.shape[2:]), None)
     try:
-        plan = cpu.make_plan(reducer.recipe(), layouts, tuple(x.shape), x.dtype, cpu.in_pixels(x))
+        plan = cpu.make_plan(reducer.recipe(), layouts, tuple(x.shape), x.dtype, in_pixels(x))
     except cpu.Unsupported:
         return nothing
     parameter = plan.recipe.parameter
@@ -416,7 +416,7 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
 
 def added(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: Tensor) -> Tensor | None:
     """The sum of `reducer` over two windows, of (N, C, *spatial) each, in one compiled call; None where there is none."""
-    if choose().name != "cpu" or not (cpu.suits(x) and cpu.suits(other)) or cpu.in_pixels(x) or cpu.in_pixels(other):
+    if choose().name != "cpu" or not (cpu.suits(x) and cpu.suits(other)) or in_pixels(x) or in_pixels(other):
         return None
     tokens = (token(reducer), *map(token, windows))
     key = (tokens, x.shape, x.dtype)
@@ -455,7 +455,7 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     channels = 0 if mask is None else mask.shape[1]
     recipe = reducer.recipe()
     try:
-        plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, cpu.in_pixels(x), channels)
+        plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, in_pixels(x), channels)
     except cpu.Unsupported as error:
         refuse(choice, x, error)
         return None

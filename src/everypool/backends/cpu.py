@@ -23,7 +23,7 @@ from torch.autograd import Function
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
 from everypool.backends.eager import plain_autograd
-from everypool.backends.layout import Layout
+from everypool.backends.layout import LAST, Layout
 from everypool.backends.recipe import Recipe, parameter_values
 
 __all__ = ["INSTRUCTIONS", "Fold", "Plan", "Unsupported", "library", "make_plan", "missing", "suits"]
@@ -47,7 +47,6 @@ OPS = {"max": 0, "mean": 1, "power": 2, "soft": 3, "logsumexp": 4, "centre": 0}
 PLAIN = ("max", "mean", "centre")  # their gradients need no values
 NO_MEMORY = "the gradient of a linear reducer needs nothing but memory, and there was none"
 NEAR_ZERO = 1e-2  # parameters below need the series of the definition
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Unsupported(Exception):
@@ -160,11 +159,6 @@ class Plan:
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory layout of this plan."""
         return x.contiguous(memory_format=LAST[x.dim()]) if self.pixels else x.contiguous()
-
-
-def in_pixels(x: Tensor) -> bool:
-    last = LAST.get(x.dim())
-    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
 
 
 def make_plan(

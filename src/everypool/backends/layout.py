@@ -9,7 +9,9 @@ from torch import Tensor
 
 from everypool.backends.axes import Axis
 
-__all__ = ["Layout", "Native", "prefix_mask"]
+__all__ = ["LAST", "Layout", "Native", "in_pixels", "prefix_mask"]
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,9 @@ def prefix_mask(sizes: Tensor, spatial: tuple[int, ...]) -> Tensor:
         own = sizes[:, axis].reshape(-1, *[1] * (nd + 1))
         inside = inside & (torch.arange(n, device=sizes.device).reshape(shape) < own)
     return inside
+
+
+def in_pixels(x: Tensor) -> bool:
+    """Whether channels lie side by side in memory."""
+    last = LAST.get(x.dim())
+    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)

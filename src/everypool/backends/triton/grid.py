@@ -44,10 +44,6 @@ class Grid:
         """Taps of a window at most."""
         return self.taps[0] * self.taps[1] * self.taps[2]
 
-    def fits(self, number: int) -> bool:
-        """Whether no window has more taps than that; sizes that are symbols are not asked."""
-        return all(isinstance(taps, int) for taps in self.taps) and self.most <= number
-
 
 def grid_of(layout: Layout, recipe: Recipe, device: torch.device) -> Grid:
     """The windows of a layout for a reducer."""

@@ -10,11 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
+from everypool.backends.layout import in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton import kernels
 from everypool.backends.triton.grid import TABLES, Grid
 from everypool.backends.triton.groups import GROUPS, SHARES, SLOPES
-from everypool.backends.triton.operators import in_pixels
 
 __all__ = ["backward", "fold", "slope"]
 

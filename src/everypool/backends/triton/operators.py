@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
+from everypool.backends.layout import LAST, in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import NUMBERS, Grid
 
-__all__ = ["Fused", "in_pixels", "parts_of"]
+__all__ = ["Fused"]
 
 FLAGS = ("last", "index", "cells", "absolute", "sum", "plain_gradient", "upper")
-PARTS = 7  # value, position, winners, value in float32, what weighs most, what all weigh, number
-RESULTS = 2  # of which the first are the caller's
 WEIGHED = ("power", "soft", "logsumexp")
 WINNERS = 255  # taps that fit a byte, of which 255 means none
 
@@ -29,31 +28,26 @@ SCHEMAS = {
 }
 COMMON = (
     "Tensor? mask, Tensor? values, Tensor?[] tables, SymInt[] axes, SymInt[] taps, int[] kinds, int nd, str op, "
-    "float[] numbers, bool[] flags"
+    "float[] numbers, bool[] flags, bool bytes"
 )
-
-
-def in_pixels(x: Tensor) -> bool:
-    """Whether channels lie side by side."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
 
 
 def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Fresh memory in the format of `like`."""
-    form = {4: torch.channels_last, 5: torch.channels_last_3d}[like.dim()] if in_pixels(like) else torch.contiguous_format
+    form = LAST[like.dim()] if in_pixels(like) else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
 
 
-def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, keep: bool) -> list[Tensor | None]:
-    """Memory for all that the forward pass writes."""
+def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, bytes: bool, keep: bool) -> list[Tensor | None]:
+    """Memory for all that the forward pass writes: value, position, winners, value in float32, what weighs most, what all
+    weigh, and number. `bytes`: a winner fits one."""
     shape = (*x.shape[:2], *grid.out)
     weighed = keep and recipe.op in WEIGHED
     single = torch.float32
     wanted = [
         x.dtype,
         torch.int64 if recipe.index else None,
-        None if recipe.op != "max" or not keep else torch.uint8 if grid.fits(WINNERS) else torch.int32,
+        None if recipe.op != "max" or not keep else torch.uint8 if bytes else torch.int32,
         single if weighed and x.dtype != single else None,
         single if weighed else None,
         single if weighed else None,
@@ -77,7 +71,7 @@ def grid_again(
 
 
 def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Grid]:
-    mask, values, tables, axes, taps, kinds, nd, op, numbers, flags = common
+    mask, values, tables, axes, taps, kinds, nd, op, numbers, flags, _ = common
     return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, tables)
 
 
@@ -86,54 +80,50 @@ def _present(parts: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
     return [like.new_empty(0) if part is None else part for part in parts]
 
 
-def _fold(x: Tensor, *common: Any, **options: Any) -> list[Tensor]:
+def _fold(x: Tensor, *common: Any) -> list[Tensor]:
     from everypool.backends.triton import launch
 
-    *windows, keep = _positional(common, options, (*NAMES, "keep"))
-    mask, recipe, grid = _unpacked(windows)
-    parts = parts_of(x, grid, recipe, mask is not None, keep)
+    parts = _parts(x, common)
+    mask, recipe, grid = _unpacked(common[:-1])
     launch.fold(x, mask, recipe, grid, parts)
     return _present(parts, x)
 
 
-def _fold_fake(x: Tensor, *common: Any, **options: Any) -> list[Tensor]:
-    *windows, keep = _positional(common, options, (*NAMES, "keep"))
+def _fold_fake(x: Tensor, *common: Any) -> list[Tensor]:
+    return _present(_parts(x, common), x)
+
+
+def _parts(x: Tensor, common: Sequence[Any]) -> list[Tensor | None]:
+    *windows, keep = common
     mask, recipe, grid = _unpacked(windows)
-    return _present(parts_of(x, grid, recipe, mask is not None, keep), x)
+    return parts_of(x, grid, recipe, mask is not None, windows[-1], keep)
 
 
-def _backward(grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Tensor | None], *common: Any, **options: Any) -> Tensor:
+def _backward(grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Tensor | None], *common: Any) -> Tensor:
     from everypool.backends.triton import launch
 
-    mask, recipe, grid = _unpacked(_positional(common, options, NAMES))
-    dx = _backward_fake(grad, x, y, kept, *common, **options)
+    mask, recipe, grid = _unpacked(common)
+    dx = _backward_fake(grad, x, y, kept, *common)
     launch.backward(grad, x, y, kept, mask, recipe, grid, dx)
     return dx
 
 
-def _backward_fake(grad: Tensor, x: Tensor | None, y: Tensor, kept: Any, *common: Any, **options: Any) -> Tensor:
-    _, _, grid = _unpacked(_positional(common, options, NAMES))
+def _backward_fake(grad: Tensor, x: Tensor | None, y: Tensor, kept: Any, *common: Any) -> Tensor:
+    _, _, grid = _unpacked(common)
     return laid_out(y, (*y.shape[:2], *grid.spatial), grad.dtype)
 
 
-def _slope(x: Tensor, y: Tensor, kept: list[Tensor | None], *common: Any, **options: Any) -> Tensor:
+def _slope(x: Tensor, y: Tensor, kept: list[Tensor | None], *common: Any) -> Tensor:
     from everypool.backends.triton import launch
 
-    mask, recipe, grid = _unpacked(_positional(common, options, NAMES))
+    mask, recipe, grid = _unpacked(common)
     result = _slope_fake(x, y, kept)
     launch.slope(x, y, kept, mask, recipe, grid, result)
     return result
 
 
-def _slope_fake(x: Tensor, y: Tensor, kept: Any, *common: Any, **options: Any) -> Tensor:
+def _slope_fake(x: Tensor, y: Tensor, kept: Any, *common: Any) -> Tensor:
     return laid_out(y, y.shape, torch.float32)
-
-
-NAMES = ("mask", "values", "tables", "axes", "taps", "kinds", "nd", "op", "numbers", "flags")
-
-
-def _positional(given: Sequence[Any], named: dict[str, Any], names: Sequence[str]) -> list[Any]:
-    return [*given, *(named[name] for name in names[len(given) :])]
 
 
 def _registered() -> Any:
@@ -179,6 +169,7 @@ class Fused:
             recipe.op,
             [number, float(recipe.eps), float(recipe.divisor or 0)],
             [getattr(recipe, flag) for flag in FLAGS],
+            grid.most <= WINNERS,  # told, not found again: where sizes are symbols, both sides must find the same
         )
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
