@@ -15,6 +15,7 @@ from everypool.backends.recipe import Recipe
 from everypool.backends.triton import kernels
 from everypool.backends.triton.grid import TABLES, Grid
 from everypool.backends.triton.groups import GROUPS, SHARES, SLOPES
+from everypool.backends.triton.registry import there
 
 __all__ = ["backward", "fold", "slope"]
 
@@ -89,11 +90,6 @@ def _divided(recipe: Recipe, grid: Grid) -> dict[str, Any]:
     return found
 
 
-def _there(kept: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """An empty tensor stands for none."""
-    return [None if part is None or part.dim() == 1 else part for part in kept]
-
-
 def _spans(grid: Grid) -> dict[str, Any]:
     return {f"{name}{axis}": grid.tables[TABLES * axis + at] for axis in range(3) for at, name in enumerate("sc")}
 
@@ -145,7 +141,7 @@ def backward(
     mask: Tensor | None, recipe: Recipe, grid: Grid, dx: Tensor,
 ) -> None:  # fmt: skip
     """Write the input's gradient."""
-    winners, value, first, second, number = _there(kept)
+    winners, value, first, second, number = there(kept)
     total = dx.numel()
     if total == 0:
         return
@@ -167,7 +163,7 @@ def slope(
     x: Tensor, y: Tensor, kept: Sequence[Tensor | None], mask: Tensor | None, recipe: Recipe, grid: Grid, result: Tensor
 ) -> None:
     """Write what each window's value gains with the parameter."""
-    _, value, first, second, number = _there(kept)
+    _, value, first, second, number = there(kept)
     total = result.numel()
     if total == 0:
         return

@@ -1,4 +1,4 @@
-"""The fused kernels as operators that torch knows, so that graphs hold them whole; Triton is imported when one first runs."""
+"""Folds over windows as operators."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
-from everypool.backends.layout import LAST, in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import NUMBERS, Grid
+from everypool.backends.triton.registry import define, laid_out, present
 
 __all__ = ["Fused"]
 
@@ -30,12 +30,6 @@ COMMON = (
     "Tensor? mask, Tensor? values, Tensor?[] tables, SymInt[] axes, SymInt[] taps, int[] kinds, int nd, str op, "
     "float[] numbers, bool[] flags, bool bytes"
 )
-
-
-def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Fresh memory in the format of `like`."""
-    form = LAST[like.dim()] if in_pixels(like) else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
 
 
 def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, bytes: bool, keep: bool) -> list[Tensor | None]:
@@ -75,22 +69,17 @@ def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Grid]:
     return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, tables)
 
 
-def _present(parts: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """An operator's list holds tensors only: an empty one stands for none."""
-    return [like.new_empty(0) if part is None else part for part in parts]
-
-
 def _fold(x: Tensor, *common: Any) -> list[Tensor]:
     from everypool.backends.triton import launch
 
     parts = _parts(x, common)
     mask, recipe, grid = _unpacked(common[:-1])
     launch.fold(x, mask, recipe, grid, parts)
-    return _present(parts, x)
+    return present(parts, x)
 
 
 def _fold_fake(x: Tensor, *common: Any) -> list[Tensor]:
-    return _present(_parts(x, common), x)
+    return present(_parts(x, common), x)
 
 
 def _parts(x: Tensor, common: Sequence[Any]) -> list[Tensor | None]:
@@ -126,23 +115,12 @@ def _slope_fake(x: Tensor, y: Tensor, kept: Any, *common: Any) -> Tensor:
     return laid_out(y, y.shape, torch.float32)
 
 
-def _registered() -> Any:
-    """The library of the operators, as long as which they live."""
-    library = torch.library.Library("everypool", "FRAGMENT")
-    bodies: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        "fused_fold": (_fold, _fold_fake),
-        "fused_fold_backward": (_backward, _backward_fake),
-        "fused_fold_slope": (_slope, _slope_fake),
-    }
-    for name, (body, fake) in bodies.items():
-        library.define(name + SCHEMAS[name].format(common=COMMON))
-        library.impl(name, body, "CPU")
-        library.impl(name, body, "CUDA")
-        torch.library.register_fake(f"everypool::{name}", fake, lib=library)
-    return library
-
-
-_LIBRARY = _registered()  # now: while a graph is recorded nothing can be
+for _name, _body, _fake in (
+    ("fused_fold", _fold, _fold_fake),
+    ("fused_fold_backward", _backward, _backward_fake),
+    ("fused_fold_slope", _slope, _slope_fake),
+):
+    define(_name, SCHEMAS[_name].format(common=COMMON), _body, _fake)
 
 
 @dataclass(frozen=True, eq=False)
