@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from everypool import Adaptive, Global, GlobalGeMPool, Pyramid, Sliding, pool
+from everypool import Adaptive, Global, GlobalGeMPool, Pyramid, Scan, Sliding, pool
 from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.windows.strips import Strips
@@ -37,6 +37,8 @@ WINDOWS = {
     "pyramid": (Pyramid((1, 3)), (2, 3, 7, 9)),
     "strips": (Strips(), (2, 3, 5, 6)),
     "long": (Sliding(7, 1, 3), (1, 2, 8, 9)),
+    "running": (Scan(-1, True), (1, 2, 3, 4)),
+    "running down": (Scan(-2), (1, 2, 4, 3)),
 }
 
 

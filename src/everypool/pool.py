@@ -16,7 +16,6 @@ from everypool._memo import MOST, made, plain, token
 from everypool.backends import counter, cpu, triton
 from everypool.backends.axes import readable, traced
 from everypool.backends.choose import Choice, choose
-from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout, in_pixels
 from everypool.backends.recipe import Recipe
@@ -414,31 +413,6 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
     return Planned(reducer, windows, layouts, fold, single, learned, direct)
 
 
-def added(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: Tensor) -> Tensor | None:
-    """The sum of `reducer` over two windows, of (N, C, *spatial) each, in one compiled call; None where there is none."""
-    if choose().name != "cpu" or not (cpu.suits(x) and cpu.suits(other)) or in_pixels(x) or in_pixels(other):
-        return None
-    tokens = (token(reducer), *map(token, windows))
-    key = (tokens, x.shape, x.dtype)
-    if key not in ADDED:
-        if None in tokens:
-            return None
-        if len(ADDED) >= MOST:
-            ADDED.clear()
-        first, second = (w.layouts(tuple(x.shape[2:]), None)[0] for w in windows)
-        try:
-            corner = make_corner(reducer.recipe(), (first, second), tuple(x.shape), x.dtype)
-        except cpu.Unsupported:
-            corner = None
-        ADDED[key] = (reducer, windows, corner)
-    corner = ADDED[key][-1]
-    return corner if corner is None else corner(x) if other is x else corner(x, other)
-
-
-# reducer and windows are held: their addresses may be in the key
-ADDED: dict[tuple[Any, ...], tuple[Reducer, tuple[Windows, Windows], Corner | None]] = {}
-
-
 def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """The values of every layout by the definition."""
     return lambda x: tuple(defined(reducer, x, Folds(layout, None, x.device))[0][0] for layout in layouts)
@@ -475,10 +449,13 @@ def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced 
         refuse(choice, x, "the fused kernels are for GPUs, the input is on the CPU")
     if not triton.suits(x) or x.numel() == 0:
         return None
-    mask = None if folds.mask is folds.own else folds.mask
+    recipe = reducer.recipe()
+    # tables hold the samples' own sizes; along running windows, whose tables are not looked at, the mask does
+    running = folds.layout.own_position and not isinstance(recipe, str) and recipe.op != "centre"
+    mask = folds.mask if running or folds.mask is not folds.own else None
     define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
     try:
-        call = triton.make_fused(reducer.recipe(), folds.layout, x, mask, define)
+        call = triton.make_fused(recipe, folds.layout, x, mask, define)
     except triton.Unsupported as error:
         refuse(choice, x, error)
         return None

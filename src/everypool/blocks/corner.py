@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.blocks._map_block import MapBlock
 from everypool.pool import Operation, register
-from everypool.windows import Scan, corner_pool, cross_max_pool
-from everypool.windows.scan import CORNERS, scanned
+from everypool.windows import corner_pool, cross_max_pool
+from everypool.windows.scan import CORNERS, scanned_onto
 
 __all__ = [
     "BottomRightCornerPool",
@@ -108,13 +108,10 @@ class _CascadeCornerPool(_CornerPool):
         self.P1_look_conv = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
         self.P2_look_conv = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
 
-    def run(self, input: Tensor, scan: Scan) -> Tensor:
-        return scanned(input, scan, "max", self.ties, None, None)
-
     def core(self, input: Tensor) -> Tensor:
         down, across = CORNERS[self.corner]
-        first = self.P1_look_conv(self.p1_conv1(input) + self.run(self.look_conv1(input), across))
-        second = self.P2_look_conv(self.p2_conv1(input) + self.run(self.look_conv2(input), down))
+        first = self.P1_look_conv(scanned_onto(self.p1_conv1(input), self.look_conv1(input), across, self.ties))
+        second = self.P2_look_conv(scanned_onto(self.p2_conv1(input), self.look_conv2(input), down, self.ties))
         return self.meet(first, second)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool._memo import made
+from everypool._sums import added, onto
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
-from everypool.pool import Operation, Reducer, Windows, added, apply, parse, register
+from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.windows.strips import check_like, spatial_axis
 
 __all__ = [
@@ -72,6 +73,12 @@ def scanned(
     if isinstance(reducer, str) and reducer.lower().strip() == "max":
         reducer = parse(f"max:ties={ties}")
     return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)
+
+
+def scanned_onto(base: Tensor, input: Tensor, scan: Scan, ties: str) -> Tensor:
+    """base plus the running maximum of `input`, both (N, C, H, W)."""
+    found = onto(base, made(parse, f"max:ties={ties}"), scan, input)
+    return base + scanned(input, scan, "max", ties, None, None) if found is None else found
 
 
 def directional_pool(

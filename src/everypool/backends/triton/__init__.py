@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import Run, traced
+from everypool.backends.axes import traced
 from everypool.backends.eager import plain_autograd
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import Unsupported, grid_of
 from everypool.backends.triton.operators import Fused
+from everypool.backends.triton.planes import Planes, held
 
-__all__ = ["Unsupported", "check", "installed", "interpreted", "make_fused", "suits"]
+__all__ = ["Planes", "Unsupported", "check", "held", "installed", "interpreted", "make_fused", "suits"]
 
 INTERPRET = "TRITON_INTERPRET"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -78,8 +79,6 @@ def check(recipe: Recipe | str, layout: Layout, x: Tensor, mask: Tensor | None) 
         raise Unsupported(f"{x.dtype} has no fused kernel: sums are made in float32")
     if recipe.op == "centre" and mask is not None:
         raise Unsupported("the value in the middle with a mask has no fused kernel")
-    if any(isinstance(axis, Run) for axis in layout.axes):
-        raise Unsupported("running windows have no fused kernel")
     _check_parameter(recipe, x)
     return recipe
 

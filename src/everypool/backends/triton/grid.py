@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import Axis, Bins, Keep, Slide, traced
+from everypool.backends.axes import Axis, Bins, Keep, Run, Slide, traced
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 
-__all__ = ["BINS", "KEEP", "SLIDE", "TABLE", "Grid", "Unsupported", "grid_of"]
+__all__ = ["BINS", "KEEP", "RUN", "SLIDE", "TABLE", "Grid", "Unsupported", "grid_of"]
 
-KEEP, SLIDE, BINS, TABLE = range(4)
+KEEP, SLIDE, BINS, TABLE, RUN = range(5)
 NUMBERS, TABLES = 7, 5  # of an axis
 
 
@@ -23,7 +23,10 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The windows of one layout: a product of three axes, of which a line or a plane leaves the first ones empty."""
+    """The windows of one layout: a product of three axes, of which a line or a plane leaves the first ones empty.
+
+    Along a running axis `stride` is -1 where it runs from the end.
+    """
 
     kinds: tuple[int, ...]
     axes: tuple[tuple[int, ...], ...]  # (n, out, stride, left, kernel, step, rows) each
@@ -43,6 +46,11 @@ class Grid:
     def most(self) -> int:
         """Taps of a window at most."""
         return self.taps[0] * self.taps[1] * self.taps[2]
+
+    @property
+    def running(self) -> int | None:
+        """The axis that windows run along."""
+        return self.kinds.index(RUN) if RUN in self.kinds else None
 
 
 def grid_of(layout: Layout, recipe: Recipe, device: torch.device) -> Grid:
@@ -70,6 +78,12 @@ def _axis(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch
     if recipe.cells and layout.extents is not None:
         cells = layout.extents[number].to(device, torch.int64).reshape(-1, out).contiguous()
     nothing: list[Tensor | None] = [None] * (TABLES - 1)
+    if layout.own_position and recipe.op != "centre":  # the mask says what exists
+        if isinstance(axis, Run):
+            spans = axis.spans(None)  # for the gradient of a parameter, which looks at each window by itself
+            places = [t.to(device, torch.int64).contiguous() for t in (spans.start, spans.count)]
+            return RUN, (n, n, -1 if axis.reverse else 1, 0, 1, 1, 0), n, [*places, None, None, cells]
+        return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]
     if layout.sizes is None and recipe.op != "centre":
         if isinstance(axis, Keep):
             return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]

@@ -1,9 +1,17 @@
-"""Reducers for the kernels: four small functions each, passed to a skeleton as constants.
+"""Reducers for the kernels: a few small functions each, passed to a skeleton as constants.
 
     START(tile, p)                         the state of nothing at all
     PUSH(s, x, valid, e, n, p, FLAG)       the state once element x, the window's e-th, has been met after n others
     OVER(s, n, p, FLAG)                    the states along the tile's second axis, joined
     FINISH(s, n, p, SUM)                   value, and two numbers that the gradient needs
+
+Of gradients:
+
+    SHARE(x, y, a, b, n, p, FLAG, SUM)     what element x gets of a window's gradient; y, a and b are FINISH's
+    SLOPE(x, y, a, b, n, p, SUM)           what the window's value gains with p, for x
+    SPREAD(s, g, x, y, a, b, n, valid, p, FLAG, SUM)
+                                           running windows, met from the last: the state after this place and its window,
+                                           and what x gets from this window and all later ones
 
 A state is a tuple of float32 tiles of one shape; p is the reducer's parameter. What is scaled is scaled by the element of
 the window that weighs most, and only differences from it are added up: nothing overflows, and nothing is lost where all
@@ -17,7 +25,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["GROUPS", "SHARES", "SLOPES", "expm1", "log1p"]
+__all__ = ["GROUPS", "SHARES", "SLOPES", "SPREADS", "SWEEPS", "expm1", "log1p"]
 
 NOTHING = tl.constexpr(-1)  # as a tap: no element met
 FAR = tl.constexpr(2**31 - 1)
@@ -324,6 +332,112 @@ def lse_slope(x, y, a, b, n, p, SUM: tl.constexpr):
     return w * tl.where(none, gap * gap / 2, gap / tl.where(none, 1.0, p))
 
 
+# -- running windows -------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def later(m, at, x, e):
+    """Two maxima, one met after the other; among equals the first stays."""
+    better = (e >= 0) & ((x > m) | (x != x) | (at < 0))
+    return tl.where(better, x, m), tl.where(better, e, at)
+
+
+@triton.jit
+def later_last(m, at, x, e):
+    """The same, the last stays."""
+    better = (e >= 0) & ((x >= m) | (x != x) | (at < 0))
+    return tl.where(better, x, m), tl.where(better, e, at)
+
+
+@triton.jit
+def max_leaf(x, valid, e):
+    return tl.where(valid, x, float("-inf")), tl.where(valid, e, NOTHING)
+
+
+@triton.jit
+def max_scan(s, REVERSE: tl.constexpr, FLAG: tl.constexpr):
+    if FLAG:
+        return tl.associative_scan(s, 1, later_last, reverse=REVERSE)
+    return tl.associative_scan(s, 1, later, reverse=REVERSE)
+
+
+@triton.jit
+def max_join(s, t, FLAG: tl.constexpr):
+    if FLAG:
+        return later_last(s[0], s[1], t[0], t[1])
+    return later(s[0], s[1], t[0], t[1])
+
+
+@triton.jit
+def sum_leaf(x, valid, e):
+    x = tl.where(valid, x, 0.0)
+    return x, tl.zeros_like(x)
+
+
+@triton.jit
+def sum_scan(s, REVERSE: tl.constexpr, FLAG: tl.constexpr):
+    return tl.cumsum(s[0], 1, reverse=REVERSE), s[1]
+
+
+@triton.jit
+def sum_join(s, t, FLAG: tl.constexpr):
+    return s[0] + t[0], s[1] + t[1]
+
+
+@triton.jit
+def none_spread(like):
+    return like, like, like, like
+
+
+@triton.jit
+def sum_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    gain = s[0] + tl.where(valid, g / n, 0.0)
+    return (gain, s[1], s[2], s[3]), gain
+
+
+@triton.jit
+def power_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    g = g if SUM else g / n
+    gain = g + s[0] * power_weight(y, s[1], p - 1)
+    return (tl.where(valid, gain, s[0]), tl.where(valid, y, s[1]), s[2], s[3]), gain * power_weight(x, y, p - 1)
+
+
+@triton.jit
+def fading(gap, p):
+    """exp(-|p gap|), nothing over an infinite gap."""
+    far = tl.abs(gap) == float("inf")
+    return tl.where(far, 0.0, tl.exp(-tl.abs(p * tl.where(far, 0.0, gap))))
+
+
+@triton.jit
+def soft_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    gain, rest, y1, a1 = s
+    odd = (tl.abs(a) == float("inf")) | (b == 0)
+    kept = fading(lag(a, a1), p)
+    away = lag(y1, y)
+    # rest: the later windows' gains times how much their values are above this one's
+    rest_here = tl.where(kept == 0, 0.0, kept * (rest + gain * away))
+    gain_here = kept * gain + tl.where(odd, 0.0, g / tl.where(odd, 1.0, b))
+    w = tl.where((tl.abs(x) == float("inf")) | odd, 0.0, fading(lag(x, a), p))
+    got = gain_here if FLAG else gain_here * (1 + p * lag(x, y)) - p * rest_here
+    after = (
+        tl.where(valid, gain_here, gain),
+        tl.where(valid, rest_here, rest),
+        tl.where(valid, y, y1),
+        tl.where(valid, a, a1),
+    )
+    return after, tl.where(w == 0, 0.0, w * got)
+
+
+@triton.jit
+def lse_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    gain, _, _, a1 = s
+    odd = (tl.abs(a) == float("inf")) | (b == 0)
+    here = fading(lag(a, a1), p) * gain + tl.where(odd, 0.0, g / tl.where(odd, 1.0, b))
+    w = tl.where((tl.abs(x) == float("inf")) | odd, 0.0, fading(lag(x, a), p))
+    return (tl.where(valid, here, gain), s[1], s[2], tl.where(valid, a, a1)), w * here
+
+
 # by name: the four functions of the forward pass
 GROUPS: dict[str, tuple[Any, Any, Any, Any]] = {
     "max": (max_start, max_push, max_over, max_finish),
@@ -340,3 +454,15 @@ SHARES: dict[str, Any] = {
     "logsumexp": lse_share,
 }
 SLOPES: dict[str, Any] = {"power": power_slope, "soft": soft_slope, "logsumexp": lse_slope}
+# along memory, blocks at once: element to state, states of a block, a state before a block's
+SWEEPS: dict[str, tuple[Any, Any, Any]] = {
+    "max": (max_leaf, max_scan, max_join),
+    "mean": (sum_leaf, sum_scan, sum_join),
+}
+SPREADS: dict[str, Any] = {
+    "max": sum_spread,  # not asked
+    "mean": sum_spread,
+    "power": power_spread,
+    "soft": soft_spread,
+    "logsumexp": lse_spread,
+}

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from everypool.backends.triton.grid import BINS, KEEP, SLIDE
 
-__all__ = ["fold", "share", "slope"]
+__all__ = ["fold", "lanes", "lifted", "parameter", "share", "slope", "start_of"]
 
 _KEEP, _SLIDE, _BINS = tl.constexpr(KEEP), tl.constexpr(SLIDE), tl.constexpr(BINS)
 ABSOLUTE, CLAMP = tl.constexpr(1), tl.constexpr(2)
@@ -57,21 +57,49 @@ def holders(i, row, axis, lows, highs, KIND: tl.constexpr):
 
 
 @triton.jit
-def place(r, channels, n0, n1, n2, LAST: tl.constexpr, ND: tl.constexpr):
-    """Sample, channel and position of the r-th element in memory."""
+def lanes(
+    total, channels, n0, n1, n2, LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, R: tl.constexpr
+):  # fmt: skip
+    """Number of each lane's element in memory, whether there is one, its sample, channel and position.
+
+    Of lanes beyond the last the sample is none that exists: a table of samples is asked with the mask, or with `sample_in`.
+    """
+    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    live = r < total
+    if not WIDE:
+        r = r.to(tl.int32)
+    rest = r
     c = r * 0
     if LAST:
-        c, r = r % channels, r // channels
-    i2, r = r % n2, r // n2
+        c, rest = rest % channels, rest // channels
+    i2, rest = rest % n2, rest // n2
     i1 = r * 0
     i0 = r * 0
     if ND > 1:
-        i1, r = r % n1, r // n1
+        i1, rest = rest % n1, rest // n1
     if ND > 2:
-        i0, r = r % n0, r // n0
+        i0, rest = rest % n0, rest // n0
     if not LAST:
-        c, r = r % channels, r // channels
-    return r, c, i0, i1, i2
+        c, rest = rest % channels, rest // channels
+    return r, live, rest, c, i0, i1, i2
+
+
+@triton.jit
+def start_of(sample, c, i0, i1, i2, strides):
+    """Where an element lies in memory."""
+    return sample * strides[0] + c * strides[1] + i0 * strides[2] + i1 * strides[3] + i2 * strides[4]
+
+
+@triton.jit
+def opened(
+    row, sample, c, o0, o1, o2, axis0, axis1, axis2, x_strides, mask_strides, s0, c0, s1, c1, s2, c2,
+    KIND0: tl.constexpr, KIND1: tl.constexpr, KIND2: tl.constexpr,
+):  # fmt: skip
+    """A window's first element and how many it holds, along each axis; and where that element and its mask lie."""
+    f0, m0 = span(o0, row, axis0, s0, c0, KIND0)
+    f1, m1 = span(o1, row, axis1, s1, c1, KIND1)
+    f2, m2 = span(o2, row, axis2, s2, c2, KIND2)
+    return f0, m0, f1, m1, f2, m2, start_of(sample, c, f0, f1, f2, x_strides), start_of(sample, c, f0, f1, f2, mask_strides)
 
 
 @triton.jit
@@ -122,18 +150,13 @@ def fold(
     _n0, out0, _, _, _, d0, _ = axis0
     n1, out1, _, _, _, d1, _ = axis1
     n2, out2, _, _, _, d2, _ = axis2
-    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    live = r < total
-    if not WIDE:
-        r = r.to(tl.int32)
-    sample, c, o0, o1, o2 = place(tl.where(live, r, 0), channels, out0, out1, out2, LAST, ND)
-    f0, m0 = span(o0, sample, axis0, s0, c0, KIND0)
-    f1, m1 = span(o1, sample, axis1, s1, c1, KIND1)
-    f2, m2 = span(o2, sample, axis2, s2, c2, KIND2)
-    xn, xc, x0, x1, x2 = x_strides
-    mn, mc, v0, v1, v2 = mask_strides
-    at = sample * xn + c * xc + f0 * x0 + f1 * x1 + f2 * x2
-    seen = sample * mn + c * mc + f0 * v0 + f1 * v1 + f2 * v2
+    r, live, sample, c, o0, o1, o2 = lanes(total, channels, out0, out1, out2, LAST, ND, WIDE, R)
+    row = tl.where(live, sample, 0)
+    _xn, _xc, x0, x1, x2 = x_strides
+    _mn, _mc, v0, v1, v2 = mask_strides
+    f0, m0, f1, m1, f2, m2, at, seen = opened(
+        row, sample, c, o0, o1, o2, axis0, axis1, axis2, x_strides, mask_strides, s0, c0, s1, c1, s2, c2, KIND0, KIND1, KIND2
+    )
     pv = parameter(p, values, c, tl.zeros((R,), tl.float32), PER)
     if T == 1:
         s = START(tl.zeros((R,), tl.float32), pv)
@@ -173,10 +196,10 @@ def fold(
     elif DIVISOR == 2:
         divisor = tl.zeros((R,), tl.float32) + 1
         if ND > 2:
-            divisor = divisor * cells(sample, o0, e0, e0_rows)
+            divisor = divisor * cells(row, o0, e0, e0_rows)
         if ND > 1:
-            divisor = divisor * cells(sample, o1, e1, e1_rows)
-        divisor = divisor * cells(sample, o2, e2, e2_rows)
+            divisor = divisor * cells(row, o1, e1, e1_rows)
+        divisor = divisor * cells(row, o2, e2, e2_rows)
         if MASKED:  # elements that the mask takes away are no cells
             divisor = divisor - (m0 * m1 * m2 - n).to(tl.float32)
     if DIVISOR >= 0:
@@ -220,41 +243,34 @@ def share(
     n0, _out0, _, _, _, d0, _ = axis0
     n1, _out1, _, _, _, d1, _ = axis1
     n2, _out2, _, _, _, d2, _ = axis2
-    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    live = r < total
-    if not WIDE:
-        r = r.to(tl.int32)
-    sample, c, i0, i1, i2 = place(tl.where(live, r, 0), channels, n0, n1, n2, LAST, ND)
+    r, live, sample, c, i0, i1, i2 = lanes(total, channels, n0, n1, n2, LAST, ND, WIDE, R)
+    row = tl.where(live, sample, 0)
     exists = live
     if MASKED:
-        mn, mc, v0, v1, v2 = mask_strides
-        exists &= tl.load(mask + sample * mn + c * mc + i0 * v0 + i1 * v1 + i2 * v2, mask=live, other=0) != 0
+        exists &= tl.load(mask + start_of(sample, c, i0, i1, i2, mask_strides), mask=live, other=0) != 0
     pv = parameter(p, values, c, tl.zeros((R,), tl.float32), PER)
     v = tl.zeros((R,), tl.float32)
     if KEEP_STATE or LIFT > 0:
-        xn, xc, x0, x1, x2 = x_strides
-        v = tl.load(x + sample * xn + c * xc + i0 * x0 + i1 * x1 + i2 * x2, mask=live, other=0).to(tl.float32)
+        v = tl.load(x + start_of(sample, c, i0, i1, i2, x_strides), mask=live, other=0).to(tl.float32)
     a = lifted(v, eps, LIFT)
-    gn, gc, g0, g1, g2 = grad_strides
-    yn, yc, y0, y1, y2 = out_strides
-    low0, high0 = holders(i0, sample, axis0, l0, h0, KIND0)
-    low1, high1 = holders(i1, sample, axis1, l1, h1, KIND1)
-    low2, high2 = holders(i2, sample, axis2, l2, h2, KIND2)
+    low0, high0 = holders(i0, row, axis0, l0, h0, KIND0)
+    low1, high1 = holders(i1, row, axis1, l1, h1, KIND1)
+    low2, high2 = holders(i2, row, axis2, l2, h2, KIND2)
     result = tl.zeros((R,), tl.float32)
     for t0 in range(0, tl.max(high0 - low0) + 1):
         o0 = high0 - t0
-        f0, m0 = span(tl.where(o0 < low0, low0, o0), sample, axis0, s0, c0, KIND0)
+        f0, m0 = span(tl.where(o0 < low0, low0, o0), row, axis0, s0, c0, KIND0)
         in0 = exists & (o0 >= low0) & (i0 >= f0) & ((i0 - f0) % d0 == 0) & ((i0 - f0) // d0 < m0)
         for t1 in range(0, tl.max(high1 - low1) + 1):
             o1 = high1 - t1
-            f1, m1 = span(tl.where(o1 < low1, low1, o1), sample, axis1, s1, c1, KIND1)
+            f1, m1 = span(tl.where(o1 < low1, low1, o1), row, axis1, s1, c1, KIND1)
             in1 = in0 & (o1 >= low1) & (i1 >= f1) & ((i1 - f1) % d1 == 0) & ((i1 - f1) // d1 < m1)
             for t2 in range(0, tl.max(high2 - low2) + 1):
                 o2 = high2 - t2
-                f2, m2 = span(tl.where(o2 < low2, low2, o2), sample, axis2, s2, c2, KIND2)
+                f2, m2 = span(tl.where(o2 < low2, low2, o2), row, axis2, s2, c2, KIND2)
                 valid = in1 & (o2 >= low2) & (i2 >= f2) & ((i2 - f2) % d2 == 0) & ((i2 - f2) // d2 < m2)
-                g = tl.load(grad + sample * gn + c * gc + o0 * g0 + o1 * g1 + o2 * g2, mask=valid, other=0).to(tl.float32)
-                at = sample * yn + c * yc + o0 * y0 + o1 * y1 + o2 * y2
+                g = tl.load(grad + start_of(sample, c, o0, o1, o2, grad_strides), mask=valid, other=0).to(tl.float32)
+                at = start_of(sample, c, o0, o1, o2, out_strides)
                 if TAP:
                     e = (((i0 - f0) // d0) * k1 + (i1 - f1) // d1) * k2 + (i2 - f2) // d2
                     won = tl.load(kept + at, mask=valid, other=0)
@@ -265,11 +281,11 @@ def share(
                     elif DIVISOR == 1:
                         n = tl.zeros((R,), tl.float32) + fixed
                     elif DIVISOR == 2:
-                        n = cells(sample, tl.where(valid, o2, 0), e2, e2_rows)
+                        n = cells(row, tl.where(valid, o2, 0), e2, e2_rows)
                         if ND > 1:
-                            n = n * cells(sample, tl.where(valid, o1, 0), e1, e1_rows)
+                            n = n * cells(row, tl.where(valid, o1, 0), e1, e1_rows)
                         if ND > 2:
-                            n = n * cells(sample, tl.where(valid, o0, 0), e0, e0_rows)
+                            n = n * cells(row, tl.where(valid, o0, 0), e0, e0_rows)
                     else:
                         n = (m0 * m1 * m2).to(tl.float32)
                     n = tl.where(n == 0, 1.0, n)
@@ -305,18 +321,13 @@ def slope(
     _n0, out0, _, _, _, d0, _ = axis0
     _n1, out1, _, _, _, d1, _ = axis1
     _n2, out2, _, _, _, d2, _ = axis2
-    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    live = r < total
-    if not WIDE:
-        r = r.to(tl.int32)
-    sample, c, o0, o1, o2 = place(tl.where(live, r, 0), channels, out0, out1, out2, LAST, ND)
-    f0, m0 = span(o0, sample, axis0, s0, c0, KIND0)
-    f1, m1 = span(o1, sample, axis1, s1, c1, KIND1)
-    f2, m2 = span(o2, sample, axis2, s2, c2, KIND2)
-    xn, xc, x0, x1, x2 = x_strides
-    mn, mc, v0, v1, v2 = mask_strides
-    at = sample * xn + c * xc + f0 * x0 + f1 * x1 + f2 * x2
-    seen = sample * mn + c * mc + f0 * v0 + f1 * v1 + f2 * v2
+    r, live, sample, c, o0, o1, o2 = lanes(total, channels, out0, out1, out2, LAST, ND, WIDE, R)
+    row = tl.where(live, sample, 0)
+    _xn, _xc, x0, x1, x2 = x_strides
+    _mn, _mc, v0, v1, v2 = mask_strides
+    _, m0, _, m1, _, m2, at, seen = opened(
+        row, sample, c, o0, o1, o2, axis0, axis1, axis2, x_strides, mask_strides, s0, c0, s1, c1, s2, c2, KIND0, KIND1, KIND2
+    )
     pv = parameter(p, values, c, tl.zeros((R,), tl.float32), PER)[:, None]
     value = tl.load(y + r, mask=live, other=0)[:, None]
     a = tl.load(first + r, mask=live, other=0)[:, None]

@@ -22,7 +22,7 @@ WEIGHED = ("power", "soft", "logsumexp")
 WINNERS = 255  # taps that fit a byte, of which 255 means none
 
 SCHEMAS = {
-    "fused_fold": "(Tensor x, {common}, bool keep) -> Tensor[]",
+    "fused_fold": "(Tensor x, Tensor? onto, {common}, bool keep) -> Tensor[]",
     "fused_fold_backward": "(Tensor grad, Tensor? x, Tensor y, Tensor?[] kept, {common}) -> Tensor",
     "fused_fold_slope": "(Tensor x, Tensor y, Tensor?[] kept, {common}) -> Tensor",
 }
@@ -69,16 +69,16 @@ def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Grid]:
     return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, tables)
 
 
-def _fold(x: Tensor, *common: Any) -> list[Tensor]:
+def _fold(x: Tensor, onto: Tensor | None, *common: Any) -> list[Tensor]:
     from everypool.backends.triton import launch
 
     parts = _parts(x, common)
     mask, recipe, grid = _unpacked(common[:-1])
-    launch.fold(x, mask, recipe, grid, parts)
+    launch.fold(x, mask, recipe, grid, parts, onto)
     return present(parts, x)
 
 
-def _fold_fake(x: Tensor, *common: Any) -> list[Tensor]:
+def _fold_fake(x: Tensor, onto: Tensor | None, *common: Any) -> list[Tensor]:
     return present(_parts(x, common), x)
 
 
@@ -147,24 +147,24 @@ class Fused:
             recipe.op,
             [number, float(recipe.eps), float(recipe.divisor or 0)],
             [getattr(recipe, flag) for flag in FLAGS],
-            grid.most <= WINNERS,  # told, not found again: where sizes are symbols, both sides must find the same
+            # told, not found again: where sizes are symbols, both sides must find the same
+            grid.running is not None or grid.most <= WINNERS,
         )
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The values, and their positions where the recipe asks for them."""
+    def __call__(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The values, and their positions where the recipe asks for them; running values are added to `onto`."""
         values = self.recipe.parameter if isinstance(self.recipe.parameter, Tensor) else None
-        learns = torch.is_grad_enabled() and (x.requires_grad or (values is not None and values.requires_grad))
-        if not learns:
-            parts = torch.ops.everypool.fused_fold(x, *self.common(), False)
-            return tuple(parts[: 1 + int(self.recipe.index)])
-        results = _Graph.apply(x, values, self)
-        return results if isinstance(results, tuple) else (results,)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, onto)):
+            results = _Graph.apply(x, values, onto, self)
+            return results if isinstance(results, tuple) else (results,)
+        parts = torch.ops.everypool.fused_fold(x, onto, *self.common(), False)
+        return tuple(parts[: 1 + int(self.recipe.index)])
 
 
 class _Graph(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor | None, fused: Fused) -> Any:
-        parts = torch.ops.everypool.fused_fold(x, *fused.common(), True)
+    def forward(ctx: Any, x: Tensor, values: Tensor | None, onto: Tensor | None, fused: Fused) -> Any:
+        parts = torch.ops.everypool.fused_fold(x, onto, *fused.common(), True)
         y, index, *kept = parts
         ctx.fused = fused
         ctx.save_for_backward(x, values, y, *kept)
@@ -177,18 +177,21 @@ class _Graph(Function):
     def backward(ctx: Any, grad: Tensor, *others: Any) -> Any:
         x, values, y, *kept = ctx.saved_tensors
         fused: Fused = ctx.fused
-        needs_x, needs_values = ctx.needs_input_grad[:2]
+        needs_x, needs_values, needs_onto, _ = ctx.needs_input_grad
+        passed = grad if needs_onto else None
         if torch.is_grad_enabled() and not traced():
-            return *_defined(fused, x, values, (needs_x, needs_values), grad), None
+            return *_defined(fused, x, values, (needs_x, needs_values), grad), passed, None
         needed = x if fused.recipe.op in WEIGHED else None
         common = fused.common()
         dx = torch.ops.everypool.fused_fold_backward(grad, needed, y, kept, *common) if needs_x else None
         slope = None
         if needs_values and values is not None:
+            if fused.grid.running is not None and fused.mask is not None:
+                grad = grad.masked_fill(~fused.mask, 0)  # no window where its own place does not count
             gained = torch.ops.everypool.fused_fold_slope(x, y, kept, *common) * grad
             slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
             slope = slope.to(values.dtype)
-        return dx, slope, None
+        return dx, slope, passed, None
 
 
 def _defined(fused: Fused, x: Tensor, values: Tensor | None, needs: Sequence[bool], grad: Tensor) -> list[Any]:
