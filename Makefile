@@ -30,7 +30,7 @@ SANITIZER_ENV = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_ma
 # tests of pages, pictures and the comparison add nothing to what the loops are given
 UNSANITIZED := article compare docs show
 
-.PHONY: help compare claims test sanitize fuzz lint docs bench wheel clean
+.PHONY: help compare claims test sanitize fuzz lint docs bench bench-gpu wheel clean
 
 help:
 	@echo "make compare   compare poolings on real digits; writes report.html (ARGS=... goes to everypool compare)"
@@ -41,6 +41,7 @@ help:
 	@echo "make lint      formatting, lint rules, types and bans"
 	@echo "make docs      build the documentation in docs/_build/html"
 	@echo "make bench     time every operation (ARGS=... goes to the benchmark)"
+	@echo "make bench-gpu time the fused kernels on a GPU; needs torch, Triton and numpy in PYTHON, installs nothing (ARGS=... likewise)"
 	@echo "make wheel     build a wheel in dist"
 	@echo "make clean     remove the environment and everything that was built"
 
@@ -75,6 +76,10 @@ docs: $(ALL)
 
 bench: $(ALL)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# where a GPU is there may be no network: only what its Python has, and nothing is built
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 wheel: $(ALL)
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

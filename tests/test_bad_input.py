@@ -30,6 +30,7 @@ from everypool import (
     Strips,
     pool,
 )
+from everypool.backends import triton
 from everypool.backends.choose import choose, forced
 
 X = torch.arange(32.0).reshape(1, 2, 4, 4)
@@ -328,11 +329,12 @@ def test_a_value_error_is_also_a_runtime_error() -> None:
             everypool.max_pool(X, 0)
 
 
-def test_an_implementation_asked_for_by_name_never_falls_back() -> None:
+def test_an_implementation_asked_for_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with forced("eager"):
         assert everypool.max_pool(X, 2).shape == (1, 2, 2, 2)
         assert choose().name == "eager"
     assert "did you mean 'eager'" in rejected(lambda: forced("eagr").__enter__(), ValueError, "EVERYPOOL_IMPL")
+    monkeypatch.setattr(triton, "_INSTALLED", False)
     with pytest.raises(NotImplementedError, match="must be an implementation that is installed"):
         forced("triton").__enter__()
     command = [sys.executable, "-c", "import everypool"]

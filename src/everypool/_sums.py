@@ -14,7 +14,7 @@ from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import in_pixels
 from everypool.backends.recipe import Recipe
-from everypool.pool import Reducer, Windows, apply, defined, finished
+from everypool.pool import Reducer, Windows, apply, defined, finished, single_definition
 
 __all__ = ["added", "onto"]
 
@@ -59,10 +59,9 @@ def onto(base: Tensor, reducer: Reducer, windows: Windows, x: Tensor) -> Tensor 
     recipe = reducer.recipe()
     if choose(x.device.type).name != "triton" or not _suits(recipe, x, base) or not _running(windows, x):
         return None
-    folds = Folds(windows.layouts(tuple(x.shape[2:]), None)[0], None, x.device)
-    define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
+    layout = windows.layouts(tuple(x.shape[2:]), None)[0]
     try:
-        call = triton.make_fused(recipe, folds.layout, x, None, define)
+        call = triton.make_fused(recipe, layout, x, None, None if traced() else single_definition(reducer, layout))
     except triton.Unsupported:
         return None
     return call(x, finished(base, x))[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,8 @@ __all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "p
 
 
 LONGEST = 1 << 20  # of an axis whose tables are made only to count windows: without values that takes torch longer
-Reduced = tuple[tuple[Tensor, ...], Tensor | None]  # values (and indices), and which windows exist if not all
+Exists = Tensor | Callable[[], Tensor | None] | None  # which windows exist, if not all; found when asked for
+Reduced = tuple[tuple[Tensor, ...], Exists]  # values (and indices)
 
 
 class Reducer:
@@ -288,13 +289,17 @@ def apply(
 
     With `tells`, torch's counter of operations is told of it, where one listens.
     """
-    choice = choose()
+    choice = choose(input.device.type if isinstance(input, Tensor) else "cpu")
     reducer = reducer if isinstance(reducer, Reducer) else made(parse, reducer)
     if not isinstance(windows, Windows):
         raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
     nd = windows.nd if nd is None else nd
-    if mask is None and sizes is None and not return_mask and choice.name == "cpu" and cpu.suits(input):
-        found = planned(input, reducer, windows, nd)
+    if mask is None and sizes is None and not return_mask:
+        found = None
+        if choice.name == "cpu" and cpu.suits(input):
+            found = planned(input, reducer, windows, nd)
+        elif choice.name == "triton" and triton.direct(input) and triton.suits(input) and not counter.listening():
+            found = fused_plan(input, reducer, windows, nd)
         if found is not None:
             return found
     if tells and counter.listening():
@@ -311,8 +316,10 @@ def apply(
     masks = []
     for parts, exists in windows.reduce(reducer, tensors, mask, sizes):
         values.append(tuple(finished(part, first) for part in parts))
-        exists = torch.ones((), dtype=torch.bool, device=first.device) if exists is None else exists
-        masks.append(exists.expand(parts[0].shape))
+        if return_mask:
+            found = existing(exists)
+            found = torch.ones((), dtype=torch.bool, device=first.device) if found is None else found
+            masks.append(found.expand(parts[0].shape))
     results = [windows.assemble([part[i] for part in values]) for i in range(len(values[0]))]
     if return_mask:
         results.append(windows.assemble(masks))
@@ -413,6 +420,83 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
     return Planned(reducer, windows, layouts, fold, single, learned, direct)
 
 
+@dataclass(frozen=True, eq=False)
+class FusedPlan:
+    """`Planned` for the fused kernels: a call for each layout."""
+
+    reducer: Reducer
+    windows: Windows
+    layouts: list[Layout]
+    calls: tuple[triton.Fused, ...]  # none: the kernels do not do it all
+    single: bool
+
+    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
+        """The result, or None where the call must be made as if for the first time."""
+        if not self.calls:
+            return None
+        x = input.unsqueeze(0) if self.single else input
+        calls = self.calls
+        if isinstance(calls[0].recipe.parameter, Tensor):
+            calls = fused_calls(reducer, self.layouts, x, calls)
+            if not calls:
+                return None
+        results = [call(x) for call in calls]
+        parts = [self.windows.assemble(list(items)) for items in zip(*results, strict=True)]
+        if self.single:
+            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+FUSED: dict[tuple[Any, ...], FusedPlan] = {}
+
+
+def fused_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
+    """The whole call by kernels that were prepared for one like it; None where they do not do it all."""
+    shape = input.shape
+    tokens = (token(reducer), token(windows))
+    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input), input.device)
+    entry = FUSED.get(key)
+    if entry is None:
+        if None in tokens:
+            return None
+        single = nd is not None and input.dim() == nd + 1
+        x = input.detach().unsqueeze(0) if single else input.detach()
+        layouts: list[Layout] = []
+        calls: tuple[triton.Fused, ...] = ()
+        if windows.folds and not windows.many and x.numel() > 0:
+            x, _, _ = prepared(x, windows, nd, None, None)
+            reducer.check(x)
+            layouts = windows.layouts(tuple(x.shape[2:]), None)
+            calls = fused_calls(reducer, layouts, x)
+        if len(FUSED) >= MOST:
+            FUSED.clear()
+        entry = FUSED[key] = FusedPlan(reducer, windows, layouts, calls, single)
+    return entry(input, reducer)
+
+
+def fused_calls(
+    reducer: Reducer, layouts: list[Layout], x: Tensor, earlier: tuple[triton.Fused, ...] = ()
+) -> tuple[triton.Fused, ...]:
+    """A call for each layout, none where the kernels do not do them all; of `earlier` ones with another parameter."""
+    recipe = reducer.recipe()
+    calls = []
+    for number, layout in enumerate(layouts):
+        define = single_definition(reducer, layout)
+        try:
+            if earlier:
+                calls.append(replace(earlier[number], recipe=triton.check(recipe, layout, x, None), define=define))
+            else:
+                calls.append(triton.make_fused(recipe, layout, x, None, define))
+        except triton.Unsupported:
+            return ()
+    return tuple(calls)
+
+
+def single_definition(reducer: Reducer, layout: Layout) -> Callable[[Tensor], Tensor]:
+    """The values of one layout by the definition."""
+    return lambda x: defined(reducer, x, Folds(layout, None, x.device))[0][0]
+
+
 def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """The values of every layout by the definition."""
     return lambda x: tuple(defined(reducer, x, Folds(layout, None, x.device))[0][0] for layout in layouts)
@@ -440,7 +524,7 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
         lambda x: defined(reducer, x, folds)[0][:1],
     )
     results = fold.run(x)
-    return None if results is None else (results, folds.exists())
+    return None if results is None else (results, folds.exists)
 
 
 def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced | None:
@@ -451,7 +535,7 @@ def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced 
         return None
     recipe = reducer.recipe()
     # tables hold the samples' own sizes; along running windows, whose tables are not looked at, the mask does
-    running = folds.layout.own_position and not isinstance(recipe, str) and recipe.op != "centre"
+    running = folds.layout.own_position and not isinstance(recipe, str) and recipe.op not in triton.LISTED
     mask = folds.mask if running or folds.mask is not folds.own else None
     define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
     try:
@@ -459,7 +543,9 @@ def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced 
     except triton.Unsupported as error:
         refuse(choice, x, error)
         return None
-    return call(x), folds.exists()
+    if not isinstance(recipe, str) and recipe.op == "centre" and mask is not None:  # nothing, if the middle does not count
+        return call(x), lambda: existing(defined(reducer, x.detach(), folds)[1])
+    return call(x), folds.exists
 
 
 def refuse(choice: Choice, x: Tensor, why: Exception | str) -> None:
@@ -479,10 +565,15 @@ def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     return defined(reducer, x, folds) if found is None else found
 
 
+def existing(exists: Exists) -> Tensor | None:
+    """Which windows exist; None where all do."""
+    return exists if exists is None or isinstance(exists, Tensor) else exists()
+
+
 def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
-    parts, exists = reducer.define(x, folds)
-    exists = folds.exists() if exists is None else exists
+    parts, told = reducer.define(x, folds)
+    exists = folds.exists() if told is None else existing(told)
     if exists is not None:
         parts = tuple(part.masked_fill(~exists, -i) for i, part in enumerate(parts))
     return (parts[0].to(x.dtype), *parts[1:]), exists

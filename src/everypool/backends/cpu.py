@@ -44,6 +44,7 @@ TYPES = {
     torch.bool: 5,
 }
 OPS = {"max": 0, "mean": 1, "power": 2, "soft": 3, "logsumexp": 4, "centre": 0}
+NO_LOOP = {"even_max": "equal maxima share the gradient", "median": "no compiled loop puts values in order"}
 PLAIN = ("max", "mean", "centre")  # their gradients need no values
 NO_MEMORY = "the gradient of a linear reducer needs nothing but memory, and there was none"
 NEAR_ZERO = 1e-2  # parameters below need the series of the definition
@@ -179,6 +180,10 @@ def make_plan(
         raise Unsupported("the compiled loops are not installed")
     if isinstance(recipe, str):
         raise Unsupported(recipe)
+    if recipe.op in NO_LOOP:
+        raise Unsupported(NO_LOOP[recipe.op])
+    if recipe.both:
+        raise Unsupported("the mean of two middles has no compiled loop")
     if dtype not in TYPES or (recipe.op not in ("max", "centre") and not dtype.is_floating_point):
         raise Unsupported(f"{dtype} has no compiled loop for this reducer")
     if 0 in shape:

@@ -12,9 +12,9 @@ __all__ = ["Recipe", "parameter_values"]
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A reducer in the words of the compiled loops."""
+    """A reducer in the words of the compiled loops and fused kernels."""
 
-    op: str  # "max", "mean", "power", "soft", "logsumexp" or "centre"
+    op: str  # "max", "even_max", "mean", "power", "soft", "logsumexp", "centre" or "median"
     parameter: Any = None  # p, beta or r: a float, or a tensor of 1 or C elements
     last: bool = False  # of equal maxima the last wins
     index: bool = False  # maxima are returned with their positions
@@ -25,6 +25,7 @@ class Recipe:
     sum: bool = False  # a sum instead of a mean inside
     plain_gradient: bool = False  # weights are constants to the gradient
     upper: bool = False  # the later of two middles
+    both: bool = False  # the mean of both
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -40,6 +41,7 @@ class Recipe:
             self.sum,
             self.plain_gradient,
             self.upper,
+            self.both,
         )
 
 

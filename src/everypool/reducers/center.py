@@ -60,9 +60,7 @@ class Center(Reducer):
             raise check.wrong_type("input", "floating point where even='mean'", check.Shown(str(input.dtype)))
 
     def recipe(self) -> Recipe | str:
-        if self.even == "mean":
-            return "the mean of two middles has no compiled loop"
-        return Recipe("centre", upper=self.even == "upper")
+        return Recipe("centre", upper=self.even == "upper", both=self.even == "mean")
 
     def work(self, nd: int) -> Work:
         if self.even == "mean":

@@ -59,7 +59,7 @@ class Max(Reducer):
 
     def recipe(self) -> Recipe | str:
         if self.ties == "even":
-            return "equal maxima share the gradient"
+            return Recipe("even_max", index=self.indices)
         return Recipe("max", last=self.ties == "last", index=self.indices)
 
     def work(self, nd: int) -> Work:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.eager import Folds, wide
+from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
@@ -56,6 +57,9 @@ class Median(Reducer):
         check.choice("even", self.even, EVEN)
         if self.even == "mean" and not input.is_floating_point():
             raise check.wrong_type("input", "floating point where even='mean'", check.Shown(str(input.dtype)))
+
+    def recipe(self) -> Recipe | str:
+        return Recipe("median", upper=self.even == "upper", both=self.even == "mean")
 
     def work(self, nd: int) -> Work:
         if self.even == "mean":

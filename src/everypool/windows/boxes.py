@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
-from everypool.backends.axes import Bins, Keep, readable
+from everypool.backends import triton
+from everypool.backends.axes import Bins, Keep, readable, traced
+from everypool.backends.choose import choose
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.backends.work import Taps
-from everypool.pool import Operation, Reduced, Reducer, Windows, apply, register, run
+from everypool.pool import Operation, Reduced, Reducer, Windows, apply, defined, existing, refuse, register, run
 
 __all__ = ["Boxes", "roi_align", "roi_pool"]
 
@@ -137,16 +139,47 @@ class Boxes(Windows):
         table = self._aligned if self.sampling == "align" else self._rounded
         extent = torch.tensor(x.shape[2:], device=x.device).expand(sample.shape[0], nd) if sizes is None else sizes[sample]
         axes = [table(low[:, nd - 1 - a], high[:, nd - 1 - a], extent[:, a], x.shape[2 + a], out[a]) for a in range(nd)]
+        found = self._fused(reducer, x, mask, sample, axes, out)
+        return self._sampled(run, reducer, x, mask, sample, axes, out) if found is None else found
+
+    def _fused(
+        self, reducer: Reducer, x: Tensor, mask: Tensor | None, sample: Tensor, axes: list[Any], out: tuple[int, ...]
+    ) -> Reduced | None:
+        """By the fused kernels, where they can."""
+        choice = choose(x.device.type)
+        if choice.name != "triton" or not triton.suits(x) or x.numel() == 0:
+            return None
+        ratio = self.sampling_ratio if self.sampling == "align" else 0
+        define = None if traced() else lambda x: self._sampled(defined, reducer, x, mask, sample, axes, out)[0][0]
+        try:
+            call = triton.make_boxes(reducer.recipe(), x, mask, sample, axes, out, max(int(ratio), 0), define)
+        except triton.Unsupported as error:
+            refuse(choice, x, error)
+            return None
+        y, exists = call(x)
+        return (y,), exists
+
+    def _sampled(
+        self,
+        fold: Callable[[Reducer, Tensor, Folds], Reduced],
+        reducer: Reducer,
+        x: Tensor,
+        mask: Tensor | None,
+        sample: Tensor,
+        axes: list[Any],
+        out: tuple[int, ...],
+    ) -> Reduced:
+        """By the definition, a chunk of boxes at a time."""
         taps = 1
         for cells, _ in axes:
             taps *= cells[0].shape[1] * cells[0].shape[2]
         step = max(1, CHUNK // max(taps * x.shape[1], 1))
         if sample.shape[0] <= step or torch.compiler.is_compiling():
-            y, exists = self._chunk(reducer, x, mask, sample, axes, 0, sample.shape[0], out)
+            y, exists = self._chunk(fold, reducer, x, mask, sample, axes, 0, sample.shape[0], out)
             return (y,), exists
         parts = []
         for start in range(0, sample.shape[0], step):  # one chunk's samples at a time, made again for the gradient
-            arguments = (reducer, x, mask, sample, axes, start, start + step, out)
+            arguments = (fold, reducer, x, mask, sample, axes, start, start + step, out)
             remade = torch.is_grad_enabled() and x.requires_grad
             parts.append(checkpoint(self._chunk, *arguments, use_reentrant=False) if remade else self._chunk(*arguments))
         return (torch.cat([y for y, _ in parts]),), torch.cat([exists for _, exists in parts])
@@ -240,6 +273,7 @@ class Boxes(Windows):
 
     @staticmethod
     def _chunk(
+        fold: Callable[[Reducer, Tensor, Folds], Reduced],
         reducer: Reducer,
         x: Tensor,
         mask: Tensor | None,
@@ -304,7 +338,8 @@ class Boxes(Windows):
         value = value.reshape(value.shape[0], value.shape[1], bins, taps)
         exists = exists.reshape(exists.shape[0], exists.shape[1], bins, taps)
         rows = Layout((Keep(bins), Bins(taps, 1)), full=True)
-        (y, *_), there = run(reducer, value, Folds(rows, exists, x.device))
+        (y, *_), there = fold(reducer, value, Folds(rows, exists, x.device))
+        there = existing(there)
         if there is None:
             there = torch.ones((y.shape[0], 1, bins, 1), dtype=torch.bool, device=x.device)
         return y.reshape(*y.shape[:2], *out).to(x.dtype), there.reshape(*there.shape[:2], *out)

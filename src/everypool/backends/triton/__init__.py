@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +15,35 @@ from everypool.backends.axes import traced
 from everypool.backends.eager import plain_autograd
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
-from everypool.backends.triton.grid import Unsupported, grid_of
+from everypool.backends.triton.boxes import Pooled, spots_of
+from everypool.backends.triton.grid import LISTED, Unsupported, grid_of
 from everypool.backends.triton.operators import Fused
 from everypool.backends.triton.planes import Planes, held
+from everypool.backends.triton.registry import direct
+from everypool.backends.triton.retrieval import Retrieval
+from everypool.backends.work import most
 
-__all__ = ["Planes", "Unsupported", "check", "held", "installed", "interpreted", "make_fused", "suits"]
+__all__ = [
+    "LISTED",
+    "TYPES",
+    "Fused",
+    "Planes",
+    "Retrieval",
+    "Unsupported",
+    "check",
+    "direct",
+    "held",
+    "installed",
+    "interpreted",
+    "make_boxes",
+    "make_fused",
+    "suits",
+]
 
 INTERPRET = "TRITON_INTERPRET"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 META = torch.device("meta")  # where only shapes are asked for
+ORDERED = 1024  # elements of a window that a program puts in order
 NEAR_ZERO = 1e-2  # powers below need the series of the definition
 
 
@@ -67,6 +88,25 @@ def make_fused(
     return Fused(known, grid_of(layout, known, x.device), mask, define)
 
 
+def make_boxes(
+    recipe: Recipe | str,
+    x: Tensor,
+    mask: Tensor | None,
+    sample: Tensor,
+    axes: Sequence[tuple[Any, Tensor]],
+    out: Sequence[int],
+    ratio: int,
+    define: Callable[[Tensor], Tensor] | None,
+) -> Pooled:
+    """The kernels' call for boxes over a map like x (N, C, *spatial), whose bins hold `axes`, see `spots_of`.
+
+    Raises:
+        Unsupported: no kernel does this, with the reason.
+    """
+    known = check(recipe, Layout(()), x, mask)
+    return Pooled.of(known, spots_of(sample, axes, x.shape[2:], out, ratio), x, mask, define)
+
+
 def check(recipe: Recipe | str, layout: Layout, x: Tensor, mask: Tensor | None) -> Recipe:
     """The recipe, if the kernels follow it over this layout for an input of that type.
 
@@ -77,8 +117,12 @@ def check(recipe: Recipe | str, layout: Layout, x: Tensor, mask: Tensor | None) 
         raise Unsupported(recipe.replace("compiled loop", "fused kernel"))
     if x.dtype not in TYPES:
         raise Unsupported(f"{x.dtype} has no fused kernel: sums are made in float32")
-    if recipe.op == "centre" and mask is not None:
-        raise Unsupported("the value in the middle with a mask has no fused kernel")
+    if recipe.op == "even_max" and recipe.index:
+        raise Unsupported("maxima that share a gradient have no position")
+    if recipe.op == "centre" and recipe.both and mask is not None:
+        raise Unsupported("the mean of two middles with a mask has no fused kernel")
+    if recipe.op == "median" and math.prod(map(most, layout.axes)) > ORDERED:
+        raise Unsupported(f"windows of more than {ORDERED} elements have no fused kernel that puts them in order")
     _check_parameter(recipe, x)
     return recipe
 

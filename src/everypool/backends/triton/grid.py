@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import Axis, Bins, Keep, Run, Slide, traced
+from everypool.backends.axes import Axis, Bins, Keep, Run, Slide, Table, traced
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 
-__all__ = ["BINS", "KEEP", "RUN", "SLIDE", "TABLE", "Grid", "Unsupported", "grid_of"]
+__all__ = ["BINS", "FULL", "KEEP", "LISTED", "RUN", "SLIDE", "TABLE", "WHOLE", "Grid", "Unsupported", "grid_of"]
 
-KEEP, SLIDE, BINS, TABLE, RUN = range(5)
+# an axis that is not pooled; sliding windows, and such of which none is cut off; bins, and one bin alone; windows that a
+# table lists; running windows
+KEEP, SLIDE, FULL, BINS, WHOLE, TABLE, RUN = range(7)
 NUMBERS, TABLES = 7, 5  # of an axis
+LISTED = ("centre", "median")  # along running windows: looked at one by one
 
 
 class Unsupported(Exception):
@@ -25,7 +28,7 @@ class Unsupported(Exception):
 class Grid:
     """The windows of one layout: a product of three axes, of which a line or a plane leaves the first ones empty.
 
-    Along a running axis `stride` is -1 where it runs from the end.
+    Along a running axis `stride` is -1 where it runs from the end, also where a table lists its windows.
     """
 
     kinds: tuple[int, ...]
@@ -33,6 +36,7 @@ class Grid:
     taps: tuple[int, ...]  # bounds of what a window holds along each axis
     tables: tuple[Tensor | None, ...]  # per axis: start, count, first and last holder, cells
     nd: int
+    own: bool  # a window exists only where its own place counts
 
     @property
     def out(self) -> tuple[int, ...]:
@@ -65,7 +69,7 @@ def grid_of(layout: Layout, recipe: Recipe, device: torch.device) -> Grid:
         axes.append(numbers)
         taps.append(bound)
         tables += found
-    return Grid(tuple(kinds), tuple(axes), tuple(taps), tuple(tables), nd)
+    return Grid(tuple(kinds), tuple(axes), tuple(taps), tuple(tables), nd, layout.own_position)
 
 
 Described = tuple[int, tuple[int, ...], int, list[Tensor | None]]
@@ -78,20 +82,26 @@ def _axis(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch
     if recipe.cells and layout.extents is not None:
         cells = layout.extents[number].to(device, torch.int64).reshape(-1, out).contiguous()
     nothing: list[Tensor | None] = [None] * (TABLES - 1)
-    if layout.own_position and recipe.op != "centre":  # the mask says what exists
+    if layout.own_position and recipe.op not in LISTED:  # the mask says what exists
         if isinstance(axis, Run):
             spans = axis.spans(None)  # for the gradient of a parameter, which looks at each window by itself
             places = [t.to(device, torch.int64).contiguous() for t in (spans.start, spans.count)]
             return RUN, (n, n, -1 if axis.reverse else 1, 0, 1, 1, 0), n, [*places, None, None, cells]
         return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]
-    if layout.sizes is None and recipe.op != "centre":
+    if layout.sizes is None and recipe.op != "centre" and not isinstance(axis, Run):
         if isinstance(axis, Keep):
             return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]
         if isinstance(axis, Slide) and (traced() or axis.stride <= n):
             axis = axis if traced() else axis._trimmed()
             step = axis.dilation if axis.kernel > 1 else 1
-            return SLIDE, (n, out, axis.stride, axis.left, axis.kernel, step, 0), min(axis.kernel, n), [*nothing, cells]
+            numbers = (n, out, axis.stride, axis.left, axis.kernel, step, 0)
+            whole = not traced() and axis.left == 0 and (out - 1) * axis.stride + (axis.kernel - 1) * step < n
+            return FULL if whole else SLIDE, numbers, min(axis.kernel, n), [*nothing, cells]
+        if isinstance(axis, Bins) and isinstance(out, int) and out == 1:
+            return WHOLE, (n, 1, 1, 0, 1, 1, 0), n, [*nothing, cells]
         if isinstance(axis, Bins):
+            if not traced() and n % out == 0:
+                return FULL, (n, out, n // out, 0, n // out, 1, 0), n // out, [*nothing, cells]
             bound = n // out if n % out == 0 else (n + out - 1) // out + 1
             return BINS, (n, out, 1, 0, 1, 1, 0), min(bound, n), [*nothing, cells]
     return _listed(layout, number, axis, recipe, device, cells)
@@ -101,16 +111,25 @@ def _listed(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: tor
     """An axis whose windows are tables: those of samples that differ in size, and those that no formula gives."""
     n, out = axis.n, axis.out
     size = None if layout.sizes is None else layout.sizes[:, number]
-    spans = axis.spans(size)
+    if size is not None and isinstance(axis, Table):
+        size = size.to(axis.positions.device)
+    with torch.device(device if size is None else size.device):
+        spans = axis.spans(size)
     start, count, step = spans.start, spans.count, spans.step
+    where = count.device
     if layout.out_sizes is not None:
-        inside = torch.arange(out, device=count.device) < layout.out_sizes[:, number].reshape(-1, 1)
+        inside = torch.arange(out, device=where) < layout.out_sizes[:, number].to(where).reshape(-1, 1)
         count = torch.where(inside, count, 0)
     if recipe.op == "centre":
-        start, count, step = axis.centre(count.device, recipe.upper, size).reshape(-1, out), (count > 0).to(torch.int64), 1
-        bound = 1
+        start = axis.centre(where, recipe.upper, size).reshape(-1, out)
+        count, step, bound = (count > 0).to(torch.int64), axis.dilation if isinstance(axis, Slide) else step, 1
+        if recipe.both:  # two elements, or the same twice
+            other, bound = axis.centre(where, True, size).reshape(-1, out), 2
+            start, count = torch.minimum(start, other), count * (1 + (start != other).to(torch.int64))
+    elif isinstance(axis, (Slide, Run)):
+        bound = min(n, axis.kernel if isinstance(axis, Slide) else n)
     else:
-        bound = min(n, axis.kernel if isinstance(axis, Slide) else axis.table(count.device)[0].shape[-1])
+        bound = min(n, axis.table(where)[0].shape[-1])
     start, count = torch.broadcast_tensors(start, count)
     start, count = start.to(device, torch.int64).contiguous(), count.to(device, torch.int64).contiguous()
     # whatever the order of the windows: those that may hold an element lie between these two
@@ -120,4 +139,5 @@ def _listed(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: tor
     low = torch.searchsorted(end, element, right=True).clamp(max=out - 1)
     high = torch.searchsorted(begin, element, right=True) - 1
     rows = out if start.shape[0] > 1 else 0
-    return TABLE, (n, out, 1, 0, 1, step, rows), bound, [start, count, low, high, cells]
+    direction = -1 if isinstance(axis, Run) and axis.reverse else 1
+    return TABLE, (n, out, direction, 0, 1, step, rows), bound, [start, count, low, high, cells]

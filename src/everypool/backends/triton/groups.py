@@ -2,7 +2,7 @@
 
     START(tile, p)                         the state of nothing at all
     PUSH(s, x, valid, e, n, p, FLAG)       the state once element x, the window's e-th, has been met after n others
-    OVER(s, n, p, FLAG)                    the states along the tile's second axis, joined
+    OVER(s, n, p, FLAG)                    the states along the tile's second axis, joined to one column
     FINISH(s, n, p, SUM)                   value, and two numbers that the gradient needs
 
 Of gradients:
@@ -68,12 +68,6 @@ def heaviest(x, p):
 
 
 @triton.jit
-def flat(x):
-    """(R, 1) to (R,)."""
-    return tl.reshape(x, (x.shape[0],))
-
-
-@triton.jit
 def lightest(p, like):
     """What everything outweighs."""
     return tl.where(p > 0, float("-inf"), float("inf")) + tl.zeros_like(like)
@@ -102,16 +96,44 @@ def max_over(s, n, p, FLAG: tl.constexpr):
     strange = tl.max(odd.to(tl.int32), 1, keep_dims=True) > 0
     top = tl.max(tl.where(odd | (at < 0), float("-inf"), m), 1, keep_dims=True)
     hit = (at >= 0) & tl.where(strange, odd, m == top)
-    last = tl.max(tl.where(hit, at, NOTHING), 1)
-    first = tl.min(tl.where(hit, at, FAR), 1)
-    strange = flat(strange)
+    last = tl.max(tl.where(hit, at, NOTHING), 1, keep_dims=True)
+    first = tl.min(tl.where(hit, at, FAR), 1, keep_dims=True)
     at = last if FLAG else tl.where(strange | (last < 0), last, first)
-    return tl.where(strange, float("nan"), flat(top)), at
+    return tl.where(strange, float("nan"), top), at
 
 
 @triton.jit
 def max_finish(s, n, p, SUM: tl.constexpr):
     return s[0], s[0], s[0]
+
+
+# -- maximum that all equals share: (value, how many equal it) -----------------------------------------------------------
+
+
+@triton.jit
+def even_start(tile, p):
+    return tl.full(tile.shape, float("-inf"), tl.float32), tl.zeros_like(tile)
+
+
+@triton.jit
+def even_push(s, x, valid, e, n, p, FLAG: tl.constexpr):
+    m, number = s
+    above = (x > m) | (x != x)
+    raised = tl.where(above, 1.0, number + tl.where(x == m, 1.0, 0.0))
+    return tl.where(valid & above, x, m), tl.where(valid, raised, number)
+
+
+@triton.jit
+def even_over(s, n, p, FLAG: tl.constexpr):
+    m, number = s
+    strange = tl.max((m != m).to(tl.int32), 1, keep_dims=True) > 0
+    top = tl.where(strange, float("nan"), tl.max(tl.where(m != m, float("-inf"), m), 1, keep_dims=True))
+    return top, tl.sum(tl.where(m == top, number, 0.0), 1, keep_dims=True)
+
+
+@triton.jit
+def even_finish(s, n, p, SUM: tl.constexpr):
+    return s[0], s[0], s[1]
 
 
 # -- sum: (sum, what rounding took from it); the mean's divisor is the skeleton's affair ----------------------------------
@@ -137,7 +159,8 @@ def sum_push(s, x, valid, e, n, p, FLAG: tl.constexpr):
 
 @triton.jit
 def sum_over(s, n, p, FLAG: tl.constexpr):
-    return tl.sum(s[0] - s[1], 1), tl.sum(tl.zeros_like(s[1]), 1)
+    total = tl.sum(s[0] - s[1], 1, keep_dims=True)
+    return total, tl.zeros_like(total)
 
 
 @triton.jit
@@ -176,8 +199,7 @@ def power_push(s, x, valid, e, n, p, FLAG: tl.constexpr):
 def power_over(s, n, p, FLAG: tl.constexpr):
     m, total = s
     top = heaviest(m, p)
-    total = tl.sum(tl.where(total == 0, 0.0, total * powered(m, top, p)), 1)
-    return flat(top), total
+    return top, tl.sum(tl.where(total == 0, 0.0, total * powered(m, top, p)), 1, keep_dims=True)
 
 
 @triton.jit
@@ -215,7 +237,7 @@ def soft_over(s, n, p, FLAG: tl.constexpr):
     gap = tl.where(n > 0, lag(c, top), 0.0)
     w = tl.where(n > 0, tl.exp(-tl.abs(p * gap)), 0.0)
     d = tl.where(w == 0, 0.0, w * (d + t * gap))
-    return flat(top), tl.sum(tl.where(w == 0, 0.0, w * t), 1), tl.sum(d, 1)
+    return top, tl.sum(tl.where(w == 0, 0.0, w * t), 1, keep_dims=True), tl.sum(d, 1, keep_dims=True)
 
 
 @triton.jit
@@ -256,8 +278,7 @@ def lse_over(s, n, p, FLAG: tl.constexpr):
     c, q = s
     top = heaviest(tl.where(n > 0, c, lightest(p, c)), p)
     gap = tl.where(n > 0, lag(c, top), 0.0)
-    q = tl.sum(tl.where(n > 0, q * tl.exp(p * gap) + n * above(gap, p), 0.0), 1)
-    return flat(top), q
+    return top, tl.sum(tl.where(n > 0, q * tl.exp(p * gap) + n * above(gap, p), 0.0), 1, keep_dims=True)
 
 
 @triton.jit
@@ -279,6 +300,11 @@ def lse_finish(s, n, p, SUM: tl.constexpr):
 @triton.jit
 def sum_share(x, y, a, b, n, p, FLAG: tl.constexpr, SUM: tl.constexpr):
     return 1 / n
+
+
+@triton.jit
+def even_share(x, y, a, b, n, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    return tl.where((x == a) & (tl.abs(x) < float("inf")) & (b > 0), 1 / tl.where(b == 0, 1.0, b), 0.0)
 
 
 @triton.jit
@@ -396,6 +422,15 @@ def sum_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.conste
 
 
 @triton.jit
+def even_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
+    share = g / tl.where(b == 0, 1.0, b)
+    gain = tl.where(a == s[1], s[0] + share, share)  # windows of another maximum give nothing to what is met before
+    return (tl.where(valid, gain, s[0]), tl.where(valid, a, s[1]), s[2], s[3]), tl.where(
+        (x == a) & (tl.abs(x) < float("inf")), gain, 0.0
+    )
+
+
+@triton.jit
 def power_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.constexpr):
     g = g if SUM else g / n
     gain = g + s[0] * power_weight(y, s[1], p - 1)
@@ -441,6 +476,7 @@ def lse_spread(s, g, x, y, a, b, n, valid, p, FLAG: tl.constexpr, SUM: tl.conste
 # by name: the four functions of the forward pass
 GROUPS: dict[str, tuple[Any, Any, Any, Any]] = {
     "max": (max_start, max_push, max_over, max_finish),
+    "even_max": (even_start, even_push, even_over, even_finish),
     "mean": (sum_start, sum_push, sum_over, sum_finish),
     "power": (power_start, power_push, power_over, power_finish),
     "soft": (soft_start, soft_push, soft_over, soft_finish),
@@ -448,6 +484,8 @@ GROUPS: dict[str, tuple[Any, Any, Any, Any]] = {
 }
 SHARES: dict[str, Any] = {
     "max": sum_share,  # not asked
+    "median": sum_share,  # nor this
+    "even_max": even_share,
     "mean": sum_share,
     "power": power_share,
     "soft": soft_share,
@@ -461,6 +499,7 @@ SWEEPS: dict[str, tuple[Any, Any, Any]] = {
 }
 SPREADS: dict[str, Any] = {
     "max": sum_spread,  # not asked
+    "even_max": even_spread,
     "mean": sum_spread,
     "power": power_spread,
     "soft": soft_spread,

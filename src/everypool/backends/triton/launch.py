@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,33 +14,41 @@ from torch import Tensor
 from everypool.backends.layout import in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton import kernels, runs_kernels
-from everypool.backends.triton.grid import RUN, TABLE, TABLES, Grid
+from everypool.backends.triton.grid import BINS, FULL, KEEP, RUN, SLIDE, TABLE, TABLES, WHOLE, Grid
 from everypool.backends.triton.groups import GROUPS, SHARES, SLOPES, SPREADS, SWEEPS
+from everypool.backends.triton.launches import Known, repeated
+from everypool.backends.triton.operators import CHOSEN
 from everypool.backends.triton.registry import there
 
-__all__ = ["backward", "fold", "run", "slope", "strides", "unrun", "wide"]
+__all__ = ["backward", "fold", "slope", "strides", "wide"]
 
 LIMIT = (1 << 31) - 1  # beyond, indices are computed in 64 bits
 UNROLLED = 32  # taps up to which a window is written out
+STRIDES = 8  # of which kernels are compiled for one each
 AHEAD = 8  # elements of a line on their way at once, where windows run along it
 BLOCK, TILE = 1024, 4096  # where lines lie along memory: elements of one that are looked at together, and of all
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Lanes, taps looked at at once, and warps."""
-
-    lanes: int
-    taps: int
-    warps: int
+def tile_of(y: Tensor, lanes: int) -> dict[str, int]:
+    """A tile of rows and of what lies along memory, channels or the last axis: as wide as it can be without much waste."""
+    along = y.shape[1] if in_pixels(y) else y.shape[-1]
+    wide = next((c for c in (128, 64, 32, 16) if -(-along // c) * c <= 1.25 * along), min(8, triton.next_power_of_2(along)))
+    return {"rows": y.numel() // along, "blocks": triton.cdiv(along, wide), "R": max(1, lanes // wide), "C": wide}
 
 
-def tiles_of(taps: int, total: int) -> Tiles:
-    """Short windows are written out, a lane each; of long ones many elements are loaded at once."""
-    if taps <= UNROLLED:
-        return Tiles(256 if total < 1 << 20 else 512, 1, 4)
+def lanes_of(y: Tensor) -> int:
+    """Elements that a program of four warps writes: the more, the fewer instructions for each."""
+    return 256 if y.numel() < 1 << 18 else 512 if y.numel() < 1 << 20 else 1024
+
+
+def row_of(taps: int, total: int) -> dict[str, int]:
+    """Rows of one long window each, of which many elements are loaded at once."""
     width = min(triton.next_power_of_2(taps), 512)
-    return Tiles(max(1, 2048 // width), width, 4)
+    return {"rows": total, "blocks": 1, "R": max(1, 2048 // width), "C": 0, "T": width}
+
+
+def programs(tile: dict[str, int]) -> int:
+    return triton.cdiv(tile["rows"], tile["R"]) * tile["blocks"]
 
 
 def strides(t: Tensor, nd: int) -> tuple[int, ...]:
@@ -70,7 +78,6 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     parameter = recipe.parameter
     learned = isinstance(parameter, Tensor)
     return {
-        "values": parameter if learned else None,
         "p": 1.0 if learned or parameter is None else float(parameter),
         "eps": recipe.eps,
         "SUM": recipe.sum,
@@ -79,10 +86,23 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _steps(t: Tensor | None, grid: Grid) -> tuple[int, ...]:
+    return (0,) * 5 if t is None else strides(t, grid.nd)
+
+
+def _given(mask: Tensor | None, recipe: Recipe) -> dict[str, Tensor | None]:
+    """The tensors that all kernels read."""
+    values = recipe.parameter if isinstance(recipe.parameter, Tensor) else None
+    return {"mask": None if mask is None else mask.view(torch.uint8), "values": values}
+
+
+def _key(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """What tells calls of one reducer over one grid apart."""
+    return tuple([None if t is None else (t.shape, t.stride()) for t in tensors])
+
+
 def _masked(mask: Tensor | None, grid: Grid) -> dict[str, Any]:
-    if mask is None:
-        return {"mask": None, "mask_strides": (0,) * 5, "MASKED": False}
-    return {"mask": mask.view(torch.uint8), "mask_strides": strides(mask, grid.nd), "MASKED": True}
+    return {"mask_strides": _steps(mask, grid), "MASKED": mask is not None}
 
 
 def _divided(recipe: Recipe, grid: Grid) -> dict[str, Any]:
@@ -102,35 +122,73 @@ def _spans(grid: Grid) -> dict[str, Any]:
 
 
 def fold(
-    x: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, parts: Sequence[Tensor | None], onto: Tensor | None = None
+    x: Tensor,
+    mask: Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    parts: Sequence[Tensor | None],
+    onto: Tensor | None = None,
+    known: Known | None = None,
 ) -> None:
     """Write each window's value, and what else there is memory for, see `operators.parts_of`.
 
-    Values of running windows are added to `onto`, which is laid out like them.
+    Values of running windows are added to `onto`, which is laid out like them. `known` keeps launches for calls to come.
     """
-    y, index, winners, value, first, second, number = parts
+    y = parts[0]
+    if y is None or y.numel() == 0:
+        return
+    names = ("y", "index", "kept", "exact", "first", "second", "number")
+    tensors = {"x": x, "onto": onto, **_given(mask, recipe), **dict(zip(names, parts, strict=True))}
+    make = _middle if recipe.op == "median" else _fold if grid.running is None else _run
+    key = (make, _key(x, mask), *[part is None for part in (onto, *parts)])
+    known = {} if known is None else known
+    repeated(known, key, tensors, lambda: make(x, y, mask, recipe, grid, tensors), x)
+
+
+Made = tuple[Any, int, dict[str, Any]]  # kernel, programs and arguments but tensors
+Tensors = dict[str, Tensor | None]
+
+
+def _fold(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
     op = _op(recipe)
-    total = 0 if y is None else y.numel()
-    if y is None or total == 0:
-        return
-    if grid.running is not None:
-        run(x, mask, recipe, grid, parts, onto)
-        return
-    tiles = tiles_of(grid.most, total)
+    short = grid.most <= UNROLLED
+    tile = {**tile_of(y, min(lanes_of(y), 512)), "T": 1} if short else row_of(grid.most, y.numel())
     start, push, over, finish = GROUPS[op]
-    taps = grid.taps if tiles.taps == 1 else (1, 1, 1)
-    kernels.fold[(triton.cdiv(total, tiles.lanes),)](
-        x=x, y=y, exact=value, kept=winners, first=first, second=second, number=number, index=index,
-        total=total, channels=x.shape[1], x_strides=strides(x, grid.nd),
-        **_settings(recipe, grid), **_masked(mask, grid), **_spans(grid), **_divided(recipe, grid),
-        k0=grid.taps[0], k1=grid.taps[1], k2=grid.taps[2],
-        START=start, PUSH=push, OVER=over, FINISH=finish, FLAG=_flag(recipe, grid.most),
-        TAPS0=taps[0], TAPS1=taps[1], TAPS2=taps[2],
-        TAP=op == "max", KEEP_TAP=winners is not None, KEEP_STATE=first is not None,
-        KEEP_EXACT=value is not None, KEEP_NUMBER=number is not None, INDEX=index is not None,
-        LAST=in_pixels(y), ND=grid.nd, WIDE=wide(x, y) or _far(grid), R=tiles.lanes, T=tiles.taps,
-        num_warps=tiles.warps, enable_fp_fusion=False,
-    )  # fmt: skip
+    taps = grid.taps if short else (1, 1, 1)
+    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid) | _divided(recipe, grid) | _kept(tensors)
+    found |= {
+        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
+        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
+        "START": start, "PUSH": push, "OVER": over, "FINISH": finish, "FLAG": _flag(recipe, grid.most),
+        "TAPS0": taps[0], "TAPS1": taps[1], "TAPS2": taps[2], "TAP": op == "max", "OWN": grid.own and mask is not None,
+        "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
+        "num_warps": 4, "enable_fp_fusion": False, **tile,
+    }  # fmt: skip
+    return kernels.fold, programs(tile), found
+
+
+def _middle(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+    """`_fold` for the value in the middle of the order."""
+    width = max(2, triton.next_power_of_2(grid.most))
+    tile = {"rows": y.numel(), "blocks": 1, "R": max(1, 1024 // width), "C": 0, "T": width}
+    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
+    for name in ("p", "eps", "SUM", "LIFT", "PER"):
+        del found[name]
+    found |= {
+        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
+        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
+        "UPPER": int(recipe.upper), "BOTH": recipe.both, "BACKWARDS": any(axis[2] < 0 for axis in grid.axes),
+        "OWN": grid.own and mask is not None,
+        "KEEP_TAP": tensors["kept"] is not None, "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
+        "num_warps": 4, "enable_fp_fusion": False, **tile,
+    }  # fmt: skip
+    return kernels.middle, programs(tile), found
+
+
+def _kept(tensors: Tensors) -> dict[str, bool]:
+    """What is written beside the values."""
+    names = {"KEEP_TAP": "kept", "KEEP_STATE": "first", "KEEP_EXACT": "exact", "KEEP_NUMBER": "number", "INDEX": "index"}
+    return {flag: tensors[name] is not None for flag, name in names.items()}
 
 
 def _flag(recipe: Recipe, taps: int) -> bool:
@@ -152,51 +210,102 @@ def _far(grid: Grid) -> bool:
 
 
 def backward(
-    grad: Tensor, x: Tensor | None, y: Tensor, kept: Sequence[Tensor | None],
-    mask: Tensor | None, recipe: Recipe, grid: Grid, dx: Tensor,
-) -> None:  # fmt: skip
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor,
+    kept: Sequence[Tensor | None],
+    mask: Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    dx: Tensor,
+    known: Known | None = None,
+) -> None:
     """Write the input's gradient."""
+    if dx.numel() == 0:
+        return
     winners, value, first, second, number = there(kept)
-    total = dx.numel()
-    if total == 0:
-        return
-    if grid.running is not None:
-        unrun(grad, x, y, kept, mask, recipe, grid, dx)
-        return
-    lanes = 256
+    tensors = {
+        "x": x, "grad": grad, "y": y if value is None else value, "kept": winners, "first": first, "second": second,
+        "number": number, "dx": dx, **_given(mask, recipe),
+    }  # fmt: skip
+    make = _share if grid.running is None else _unrun
+    known = {} if known is None else known
+    key = (make, _key(x, grad, mask))
+    repeated(known, key, tensors, lambda: make(grad, x, dx, mask, recipe, grid, tensors), dx)
+
+
+def _share(
+    grad: Tensor, x: Tensor | None, dx: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors
+) -> Made:
+    tile, chosen = tile_of(dx, lanes_of(dx)), recipe.op in CHOSEN
+    holds = [_holds(kind, axis) for kind, axis in zip(grid.kinds, grid.axes, strict=True)]
+    if 0 in holds or math.prod(holds) > UNROLLED:
+        holds = [0, 0, 0]
     tables = {f"{name}{axis}": grid.tables[TABLES * axis + 2 + at] for axis in range(3) for at, name in enumerate("lh")}
-    kernels.share[(triton.cdiv(total, lanes),)](
-        x=x, grad=grad, y=y if value is None else value, kept=winners, first=first, second=second, number=number, dx=dx,
-        total=total, channels=dx.shape[1], x_strides=(0,) * 5 if x is None else strides(x, grid.nd),
-        grad_strides=strides(grad, grid.nd), out_strides=strides(y, grid.nd),
-        **_settings(recipe, grid), **_masked(mask, grid), **_spans(grid), **tables, **_divided(recipe, grid),
-        k1=grid.taps[1], k2=grid.taps[2],
-        SHARE=SHARES[_op(recipe)], FLAG=recipe.plain_gradient,
-        TAP=recipe.op == "max", KEEP_STATE=first is not None, KEEP_NUMBER=number is not None,
-        LAST=in_pixels(dx), ND=grid.nd, WIDE=wide(dx, grad, y) or _far(grid), R=lanes, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid) | tables | _divided(recipe, grid)
+    found |= {
+        "channels": dx.shape[1], "HOLD0": holds[0], "HOLD1": holds[1], "HOLD2": holds[2],
+        **{f"STRIDE{axis}": numbers[2] if 0 < numbers[2] <= STRIDES else 0 for axis, numbers in enumerate(grid.axes)},
+        "x_strides": _steps(x, grid),
+        "grad_strides": strides(grad, grid.nd), "out_strides": _steps(tensors["y"], grid),
+        "k1": grid.taps[1], "k2": grid.taps[2], "SHARE": SHARES[_op(recipe)], "FLAG": recipe.plain_gradient,
+        "TAP": chosen, "BOTH": chosen and recipe.both, "KEEP_STATE": not chosen and tensors["first"] is not None,
+        "KEEP_NUMBER": tensors["number"] is not None,
+        "LAST": in_pixels(dx), "ND": grid.nd, "WIDE": wide(dx, grad) or _far(grid),
+        "num_warps": 4, "enable_fp_fusion": False, **tile,
+    }  # fmt: skip
+    return kernels.share, programs(tile), found
+
+
+def _holds(kind: int, axis: tuple[int, ...]) -> int:
+    """How many windows hold an element at most along an axis; 0 where only a table tells."""
+    n, out, stride, _, kernel, step, _ = axis
+    if kind == KEEP:
+        return 1
+    if kind in (SLIDE, FULL):
+        return min(((kernel - 1) * step) // stride + 1, out)
+    if kind == WHOLE:
+        return 1
+    if kind == BINS:
+        return 1 if n % out == 0 else min(out, out // n + 2)
+    return 0
 
 
 def slope(
-    x: Tensor, y: Tensor, kept: Sequence[Tensor | None], mask: Tensor | None, recipe: Recipe, grid: Grid, result: Tensor
+    x: Tensor,
+    y: Tensor,
+    kept: Sequence[Tensor | None],
+    mask: Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    result: Tensor,
+    known: Known | None = None,
 ) -> None:
     """Write what each window's value gains with the parameter."""
-    _, value, first, second, number = there(kept)
-    total = result.numel()
-    if total == 0:
+    if result.numel() == 0:
         return
-    tiles = Tiles(64, 16, 4)
+    _, value, first, second, number = there(kept)
+    tensors = {
+        "x": x, "y": y if value is None else value, "first": first, "second": second, "number": number, "result": result,
+        **_given(mask, recipe),
+    }  # fmt: skip
+    known = {} if known is None else known
+    repeated(known, (_slope, _key(x, mask)), tensors, lambda: _slope(x, result, mask, recipe, grid, tensors), x)
+
+
+def _slope(x: Tensor, result: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+    tile = row_of(grid.most, result.numel())
     if grid.running is not None:  # a window at a time, like any other that a table lists
         grid = replace(grid, kinds=tuple(TABLE if kind == RUN else kind for kind in grid.kinds))
-    kernels.slope[(triton.cdiv(total, tiles.lanes),)](
-        x=x, y=y if value is None else value, first=first, second=second, number=number, result=result,
-        total=total, channels=x.shape[1], x_strides=strides(x, grid.nd),
-        **_settings(recipe, grid), **_masked(mask, grid), **_spans(grid),
-        k0=grid.taps[0], k1=grid.taps[1], k2=grid.taps[2],
-        SLOPE=SLOPES[recipe.op], KEEP_NUMBER=number is not None,
-        LAST=in_pixels(y), ND=grid.nd, WIDE=wide(x, result) or _far(grid), R=tiles.lanes, T=tiles.taps,
-        num_warps=tiles.warps, enable_fp_fusion=False,
-    )  # fmt: skip
+    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
+    found |= {
+        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
+        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
+        "SLOPE": SLOPES[recipe.op], "KEEP_NUMBER": tensors["number"] is not None,
+        "LAST": in_pixels(result), "ND": grid.nd, "WIDE": wide(x, result) or _far(grid),
+        "num_warps": 4, "enable_fp_fusion": False, **tile,
+    }  # fmt: skip
+    return kernels.slope, programs(tile), found
 
 
 def _lines(grid: Grid, y: Tensor, *others: Tensor | None) -> dict[str, Any]:
@@ -235,58 +344,40 @@ def _tile(n: int) -> dict[str, int]:
     return {"R": max(1, TILE // width), "T": width}
 
 
-def run(
-    x: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, parts: Sequence[Tensor | None], onto: Tensor | None
-) -> None:
-    """`fold` where windows run along an axis."""
-    y, index, winners, value, first, second, number = parts
-    if y is None:
-        return
+def _run(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+    """`_fold` where windows run along an axis."""
     axis = grid.running or 0
     spatial = [numbers[0] for numbers in grid.axes]
-    found = _lines(grid, y, x) | _stepped("x", x, grid) | _stepped("mask", mask, grid)
-    found |= {"mask": _masked(mask, grid)["mask"], "flat": tuple(spatial[1:]), "flat_step": math.prod(spatial[axis + 1 :])}
+    found = _lines(grid, y, x) | _stepped("x", x, grid) | _stepped("mask", mask, grid) | _kept(tensors)
     found |= {
-        "x": x, "onto": onto, "y": y, "kept": winners, "number": number, "index": index, "fixed": float(recipe.divisor or 1),
+        "flat": tuple(spatial[1:]), "flat_step": math.prod(spatial[axis + 1 :]), "fixed": float(recipe.divisor or 1),
         "START": GROUPS[recipe.op][0], "FINISH": GROUPS[recipe.op][3], "FLAG": _flag(recipe, grid.most),
         "DIVISOR": -1 if recipe.op != "mean" else 0 if recipe.divisor is None else 1,
-        "MASKED": mask is not None, "ONTO": onto is not None,
-        "KEEP_TAP": winners is not None, "KEEP_NUMBER": number is not None, "INDEX": index is not None,
+        "MASKED": mask is not None, "ONTO": tensors["onto"] is not None,
     }  # fmt: skip
     if _along_memory(recipe, grid, x, y):
-        tile = _tile(grid.most)
         leaf, scan, join = SWEEPS[recipe.op]
-        found |= {"y_strides": strides(y, grid.nd), "LEAF": leaf, "SCAN": scan, "JOIN": join}
-        del found["x_step"]
-        runs_kernels.sweep[(triton.cdiv(found["total"], tile["R"]),)](**found, **tile)
-        return
+        found |= {"y_strides": strides(y, grid.nd), "LEAF": leaf, "SCAN": scan, "JOIN": join, **_tile(grid.most)}
+        for name in ("x_step", "KEEP_STATE", "KEEP_EXACT"):
+            del found[name]
+        return runs_kernels.sweep, triton.cdiv(found["total"], found["R"]), found
     found |= _stepped("y", y, grid) | _values(recipe) | _walk(found["total"])
-    found |= {
-        "exact": value, "first": first, "second": second, "PUSH": GROUPS[recipe.op][1],
-        "TAP": recipe.op == "max", "KEEP_STATE": first is not None, "KEEP_EXACT": value is not None,
-    }  # fmt: skip
-    runs_kernels.run[(triton.cdiv(found["total"], found["R"]),)](**found)
+    found |= {"PUSH": GROUPS[recipe.op][1], "TAP": recipe.op == "max"}
+    return runs_kernels.run, triton.cdiv(found["total"], found["R"]), found
 
 
-def unrun(
-    grad: Tensor, x: Tensor | None, y: Tensor, kept: Sequence[Tensor | None],
-    mask: Tensor | None, recipe: Recipe, grid: Grid, dx: Tensor,
-) -> None:  # fmt: skip
-    """`backward` where windows run along an axis."""
-    winners, value, first, second, number = there(kept)
+def _unrun(
+    grad: Tensor, x: Tensor | None, dx: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors
+) -> Made:
+    """`_share` where windows run along an axis."""
     found = _lines(grid, dx, grad, x) | _stepped("mask", mask, grid) | _stepped("grad", grad, grid)
     found |= {
-        "mask": _masked(mask, grid)["mask"], "grad": grad, "kept": winners, "number": number, "dx": dx,
         "fixed": float(recipe.divisor or 1), "DIVISOR": 1 if recipe.divisor is not None else 0,
-        "MASKED": mask is not None, "TAP": recipe.op == "max", "KEEP_NUMBER": number is not None,
+        "MASKED": mask is not None, "TAP": recipe.op == "max", "KEEP_NUMBER": tensors["number"] is not None,
     }  # fmt: skip
     if _along_memory(recipe, grid, dx):
-        tile = _tile(grid.most)
-        runs_kernels.unsweep[(triton.cdiv(found["total"], tile["R"]),)](**found, **tile, y_strides=strides(dx, grid.nd))
-        return
+        found |= {"y_strides": strides(dx, grid.nd), **_tile(grid.most)}
+        return runs_kernels.unsweep, triton.cdiv(found["total"], found["R"]), found
     found |= _stepped("x", x, grid) | _stepped("y", dx, grid) | _values(recipe) | _walk(found["total"])
-    found |= {
-        "x": x, "y": y if value is None else value, "first": first, "second": second,
-        "SPREAD": SPREADS[recipe.op], "FLAG": recipe.plain_gradient, "KEEP_STATE": first is not None,
-    }  # fmt: skip
-    runs_kernels.unrun[(triton.cdiv(found["total"], found["R"]),)](**found)
+    found |= {"SPREAD": SPREADS[recipe.op], "FLAG": recipe.plain_gradient, "KEEP_STATE": tensors["first"] is not None}
+    return runs_kernels.unrun, triton.cdiv(found["total"], found["R"]), found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from torch.autograd import Function
 from everypool.backends.axes import traced
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import NUMBERS, Grid
-from everypool.backends.triton.registry import define, laid_out, present
+from everypool.backends.triton.registry import define, direct, laid_out, present
 
 __all__ = ["Fused"]
 
-FLAGS = ("last", "index", "cells", "absolute", "sum", "plain_gradient", "upper")
-WEIGHED = ("power", "soft", "logsumexp")
+FLAGS = ("last", "index", "cells", "absolute", "sum", "plain_gradient", "upper", "both")
+WEIGHED = ("even_max", "power", "soft", "logsumexp")
+CHOSEN = ("max", "median")  # keep which element it was
 WINNERS = 255  # taps that fit a byte, of which 255 means none
 
 SCHEMAS = {
@@ -27,25 +28,26 @@ SCHEMAS = {
     "fused_fold_slope": "(Tensor x, Tensor y, Tensor?[] kept, {common}) -> Tensor",
 }
 COMMON = (
-    "Tensor? mask, Tensor? values, Tensor?[] tables, SymInt[] axes, SymInt[] taps, int[] kinds, int nd, str op, "
+    "Tensor? mask, Tensor? values, Tensor?[] tables, SymInt[] axes, SymInt[] taps, int[] kinds, int nd, bool own, str op, "
     "float[] numbers, bool[] flags, bool bytes"
 )
 
 
 def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, bytes: bool, keep: bool) -> list[Tensor | None]:
-    """Memory for all that the forward pass writes: value, position, winners, value in float32, what weighs most, what all
-    weigh, and number. `bytes`: a winner fits one."""
+    """Memory for all that the forward pass writes: value, position, winners, value in float32, what weighs most (or the
+    second of two winners), what all weigh, and number. `bytes`: a winner fits one."""
     shape = (*x.shape[:2], *grid.out)
     weighed = keep and recipe.op in WEIGHED
     single = torch.float32
+    winner = None if recipe.op not in CHOSEN or not keep else torch.uint8 if bytes else torch.int32
     wanted = [
         x.dtype,
         torch.int64 if recipe.index else None,
-        None if recipe.op != "max" or not keep else torch.uint8 if bytes else torch.int32,
+        winner,
         single if weighed and x.dtype != single else None,
+        single if weighed else winner if recipe.both else None,
         single if weighed else None,
-        single if weighed else None,
-        single if keep and masked and recipe.op != "max" else None,
+        single if keep and masked and recipe.op not in CHOSEN else None,
     ]
     return [None if dtype is None else laid_out(x, shape, dtype) for dtype in wanted]
 
@@ -58,15 +60,15 @@ def recipe_of(op: str, numbers: Sequence[float], flags: Sequence[bool], values: 
 
 
 def grid_again(
-    axes: Sequence[int], taps: Sequence[int], kinds: Sequence[int], nd: int, tables: Sequence[Tensor | None]
+    axes: Sequence[int], taps: Sequence[int], kinds: Sequence[int], nd: int, own: bool, tables: Sequence[Tensor | None]
 ) -> Grid:
     rows = tuple(tuple(axes[i : i + NUMBERS]) for i in range(0, 3 * NUMBERS, NUMBERS))
-    return Grid(tuple(kinds), rows, tuple(taps), tuple(tables), nd)
+    return Grid(tuple(kinds), rows, tuple(taps), tuple(tables), nd, own)
 
 
 def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Grid]:
-    mask, values, tables, axes, taps, kinds, nd, op, numbers, flags, _ = common
-    return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, tables)
+    mask, values, tables, axes, taps, kinds, nd, own, op, numbers, flags, _ = common
+    return mask, recipe_of(op, numbers, flags, values), grid_again(axes, taps, kinds, nd, own, tables)
 
 
 def _fold(x: Tensor, onto: Tensor | None, *common: Any) -> list[Tensor]:
@@ -131,6 +133,12 @@ class Fused:
     grid: Grid
     mask: Tensor | None
     define: Callable[[Tensor], Tensor] | None
+    known: dict[Any, Any] = field(default_factory=dict)  # launches of earlier calls
+
+    @property
+    def bytes(self) -> bool:
+        """Whether a winner fits one; told to both passes, which would find different answers where sizes are symbols."""
+        return self.grid.running is not None or self.grid.most <= WINNERS
 
     def common(self) -> tuple[Any, ...]:
         recipe, grid = self.recipe, self.grid
@@ -144,11 +152,11 @@ class Fused:
             list(grid.taps),
             list(grid.kinds),
             grid.nd,
+            grid.own,
             recipe.op,
             [number, float(recipe.eps), float(recipe.divisor or 0)],
             [getattr(recipe, flag) for flag in FLAGS],
-            # told, not found again: where sizes are symbols, both sides must find the same
-            grid.running is not None or grid.most <= WINNERS,
+            self.bytes,
         )
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -157,15 +165,44 @@ class Fused:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, onto)):
             results = _Graph.apply(x, values, onto, self)
             return results if isinstance(results, tuple) else (results,)
-        parts = torch.ops.everypool.fused_fold(x, onto, *self.common(), False)
+        parts = self.forward(x, onto, False)
         return tuple(parts[: 1 + int(self.recipe.index)])
+
+    def forward(self, x: Tensor, onto: Tensor | None, keep: bool) -> list[Any]:
+        """Values, positions, and with `keep` what the gradient needs."""
+        if not direct(x):
+            return torch.ops.everypool.fused_fold(x, onto, *self.common(), keep)
+        from everypool.backends.triton import launch
+
+        parts = parts_of(x, self.grid, self.recipe, self.mask is not None, self.bytes, keep)
+        launch.fold(x, self.mask, self.recipe, self.grid, parts, onto, self.known)
+        return parts
+
+    def backward(self, grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Any]) -> Tensor:
+        """The input's gradient."""
+        if not direct(grad):
+            return torch.ops.everypool.fused_fold_backward(grad, x, y, kept, *self.common())
+        from everypool.backends.triton import launch
+
+        dx = laid_out(y, (*y.shape[:2], *self.grid.spatial), grad.dtype)
+        launch.backward(grad, x, y, kept, self.mask, self.recipe, self.grid, dx, self.known)
+        return dx
+
+    def slope(self, x: Tensor, y: Tensor, kept: list[Any]) -> Tensor:
+        """What each window's value gains with the parameter."""
+        if not direct(x):
+            return torch.ops.everypool.fused_fold_slope(x, y, kept, *self.common())
+        from everypool.backends.triton import launch
+
+        result = laid_out(y, y.shape, torch.float32)
+        launch.slope(x, y, kept, self.mask, self.recipe, self.grid, result, self.known)
+        return result
 
 
 class _Graph(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor | None, onto: Tensor | None, fused: Fused) -> Any:
-        parts = torch.ops.everypool.fused_fold(x, onto, *fused.common(), True)
-        y, index, *kept = parts
+        y, index, *kept = fused.forward(x, onto, True)
         ctx.fused = fused
         ctx.save_for_backward(x, values, y, *kept)
         if fused.recipe.index:
@@ -181,14 +218,13 @@ class _Graph(Function):
         passed = grad if needs_onto else None
         if torch.is_grad_enabled() and not traced():
             return *_defined(fused, x, values, (needs_x, needs_values), grad), passed, None
+        if fused.grid.own and fused.mask is not None and (needs_values or fused.grid.running is None):
+            grad = grad.masked_fill(~fused.mask, 0)  # no window where its own place does not count
         needed = x if fused.recipe.op in WEIGHED else None
-        common = fused.common()
-        dx = torch.ops.everypool.fused_fold_backward(grad, needed, y, kept, *common) if needs_x else None
+        dx = fused.backward(grad, needed, y, kept) if needs_x else None
         slope = None
         if needs_values and values is not None:
-            if fused.grid.running is not None and fused.mask is not None:
-                grad = grad.masked_fill(~fused.mask, 0)  # no window where its own place does not count
-            gained = torch.ops.everypool.fused_fold_slope(x, y, kept, *common) * grad
+            gained = fused.slope(x, y, kept) * grad
             slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
             slope = slope.to(values.dtype)
         return dx, slope, passed, None

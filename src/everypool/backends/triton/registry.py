@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from everypool.backends.axes import traced
 from everypool.backends.layout import LAST, in_pixels
 
-__all__ = ["define", "laid_out", "present", "there"]
+__all__ = ["define", "direct", "laid_out", "on", "present", "there"]
 
 _LIBRARY = torch.library.Library("everypool", "FRAGMENT")  # operators live as long as this does
 
@@ -18,12 +21,26 @@ _LIBRARY = torch.library.Library("everypool", "FRAGMENT")  # operators live as l
 def define(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """An operator `everypool::name`: at import, since while a graph is recorded nothing can be defined.
 
-    `body` computes, `fake` makes results of the same shapes, types and memory formats without values.
+    `body` computes, on the device of its first argument; `fake` makes results of the same shapes, types and memory formats
+    without values.
     """
+
+    @functools.wraps(body)
+    def placed(x: Tensor, *others: Any) -> Any:
+        with on(x):
+            return body(x, *others)
+
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, body, "CPU")  # in the interpreter
-    _LIBRARY.impl(name, body, "CUDA")
+    _LIBRARY.impl(name, placed, "CUDA")
     torch.library.register_fake(f"everypool::{name}", fake, lib=_LIBRARY)
+
+
+def on(x: Tensor) -> AbstractContextManager[Any]:
+    """On the device of x: Triton launches on the current one."""
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -40,3 +57,11 @@ def present(parts: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
 def there(parts: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The other way round."""
     return [None if part is None or part.dim() == 1 else part for part in parts]
+
+
+def direct(x: Tensor) -> bool:
+    """Whether a kernel may be launched without an operator around it, which costs as much again: nothing looks on."""
+    return type(x) in _KINDS and not traced() and not torch._C._len_torch_dispatch_stack()
+
+
+_KINDS = (Tensor, torch.nn.Parameter)

@@ -28,15 +28,15 @@ def run(
     LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Each place's running value, and what its gradient needs; T elements of a line are on their way at once."""
-    _, live, sample, c, i0, i1, i2 = lanes(total, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R)
+    _r, live, _there, sample, c, i0, i1, i2 = lanes(total, 1, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R, 0)
     from_x = start_of(sample, c, i0, i1, i2, x_strides)
     from_mask = start_of(sample, c, i0, i1, i2, mask_strides)
     to_y = start_of(sample, c, i0, i1, i2, y_strides)
     across = (i0.to(tl.int64) * flat[0] + i1) * flat[1] + i2
-    pv = parameter(p, values, c, tl.zeros((R,), tl.float32), PER)
-    s = START(tl.zeros((R,), tl.float32), pv)
-    met = tl.zeros((R,), tl.int32)
-    none = tl.zeros((R,), tl.int32)  # places as tiles: the interpreter makes numbers of single truths
+    pv = parameter(p, values, c, tl.zeros((1, 1), tl.float32), PER)
+    s = START(tl.zeros((R, 1), tl.float32), pv)
+    met = tl.zeros((R, 1), tl.int32)
+    none = tl.zeros((R, 1), tl.int32)  # places as tiles: the interpreter makes numbers of single truths
     for base in range(0, n, T):
         loaded = ()
         allowed = ()
@@ -57,7 +57,7 @@ def run(
             value, a, b = FINISH(s, met, pv, SUM)
             divisor = tl.maximum(met, 1).to(tl.float32)
             if DIVISOR == 1:
-                divisor = tl.zeros((R,), tl.float32) + fixed
+                divisor = tl.zeros((R, 1), tl.float32) + fixed
             if DIVISOR >= 0:
                 value = value / divisor
             value = tl.where(valid, value, 0.0)
@@ -91,14 +91,14 @@ def unrun(
     LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """The input's gradient, from the last window of a line to its first: what later windows give is carried along."""
-    _, live, sample, c, i0, i1, i2 = lanes(total, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R)
+    _r, live, _there, sample, c, i0, i1, i2 = lanes(total, 1, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R, 0)
     from_x = start_of(sample, c, i0, i1, i2, x_strides)
     from_mask = start_of(sample, c, i0, i1, i2, mask_strides)
     from_grad = start_of(sample, c, i0, i1, i2, grad_strides)
     to_y = start_of(sample, c, i0, i1, i2, y_strides)
-    pv = parameter(p, values, c, tl.zeros((R,), tl.float32), PER)
-    s = none_spread(tl.zeros((R,), tl.float32))
-    none = tl.zeros((R,), tl.int32)
+    pv = parameter(p, values, c, tl.zeros((1, 1), tl.float32), PER)
+    s = none_spread(tl.zeros((R, 1), tl.float32))
+    none = tl.zeros((R, 1), tl.int32)
     for base in range(0, n, T):
         gains = ()
         places = ()
@@ -124,10 +124,10 @@ def unrun(
                 if KEEP_NUMBER:
                     number_here = tl.load(number + to, mask=valid, other=1)
                 elif DIVISOR == 1:
-                    number_here = tl.zeros((R,), tl.float32) + fixed
+                    number_here = tl.zeros((R, 1), tl.float32) + fixed
                 else:
-                    number_here = tl.zeros((R,), tl.float32) + tl.maximum(t + 1, 1)
-                v = tl.zeros((R,), tl.float32)
+                    number_here = tl.zeros((R, 1), tl.float32) + tl.maximum(t + 1, 1)
+                v = tl.zeros((R, 1), tl.float32)
                 value = v
                 a = v
                 b = v
@@ -157,7 +157,7 @@ def sweep(
     LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """`run` along memory: a block of T elements of each line at once."""
-    _, live, sample, c, i0, i1, i2 = lanes(total, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R)
+    _r, live, _there, sample, c, i0, i1, i2 = lanes(total, 1, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R, 0)
     from_x = start_of(sample, c, i0, i1, i2, x_strides)
     from_mask = start_of(sample, c, i0, i1, i2, mask_strides)
     to_y = start_of(sample, c, i0, i1, i2, y_strides)
@@ -169,28 +169,28 @@ def sweep(
     blocks = tl.cdiv(n, T)
     for block in range(0, blocks):
         i = (blocks - 1 - block if REVERSE else block) * T + column
-        there = live[:, None] & (i < n)
+        there = live & (i < n)
         valid = there
         if MASKED:
-            valid &= tl.load(mask + from_mask[:, None] + i * mask_step, mask=valid, other=0) != 0
-        v = tl.load(x + from_x[:, None] + i, mask=valid, other=0).to(tl.float32)
+            valid &= tl.load(mask + from_mask + i * mask_step, mask=valid, other=0) != 0
+        v = tl.load(x + from_x + i, mask=valid, other=0).to(tl.float32)
         s = JOIN(carry, SCAN(LEAF(v, valid, i), REVERSE, FLAG), FLAG)
         count = met + tl.cumsum(valid.to(tl.int32), 1, reverse=REVERSE)
-        value, _, _ = FINISH(s, count, 1.0, False)
+        value = FINISH(s, count, 1.0, False)[0]
         divisor = tl.maximum(count, 1).to(tl.float32)
         if DIVISOR == 1:
             divisor = tl.zeros((R, T), tl.float32) + fixed
         if DIVISOR >= 0:
             value = value / divisor
         value = tl.where(valid, value, 0.0)
-        to = to_y[:, None] + i
+        to = to_y + i
         if ONTO:
             value += tl.load(onto + to, mask=there, other=0).to(tl.float32)
         tl.store(y + to, value.to(y.dtype.element_ty), mask=there)
         if KEEP_TAP:
             tl.store(kept + to, (valid & (s[1] == i)).to(kept.dtype.element_ty), mask=there)
         if INDEX:
-            tl.store(index + to, tl.where(valid, across[:, None] + s[1].to(tl.int64) * flat_step, -1), mask=there)
+            tl.store(index + to, tl.where(valid, across + s[1].to(tl.int64) * flat_step, -1), mask=there)
         if KEEP_NUMBER:
             tl.store(number + to, divisor, mask=there)
         end = column == (0 if REVERSE else T - 1)
@@ -217,7 +217,7 @@ def unsweep(
     LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, R: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """`unrun` along memory, for a maximum or a mean: sums from the end of a line, for a maximum from one winner to the next."""
-    _, live, sample, c, i0, i1, i2 = lanes(total, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R)
+    _r, live, _there, sample, c, i0, i1, i2 = lanes(total, 1, channels, sides[0], sides[1], sides[2], LAST, ND, WIDE, R, 0)
     from_mask = start_of(sample, c, i0, i1, i2, mask_strides)
     from_grad = start_of(sample, c, i0, i1, i2, grad_strides)
     to_y = start_of(sample, c, i0, i1, i2, y_strides)
@@ -226,17 +226,17 @@ def unsweep(
     blocks = tl.cdiv(n, T)
     for block in range(0, blocks):
         i = (block if REVERSE else blocks - 1 - block) * T + column
-        there = live[:, None] & (i < n)
+        there = live & (i < n)
         valid = there
         if MASKED:
-            valid &= tl.load(mask + from_mask[:, None] + i * mask_step, mask=valid, other=0) != 0
-        g = tl.load(grad + from_grad[:, None] + i * grad_step, mask=valid, other=0).to(tl.float32)
-        to = to_y[:, None] + i
+            valid &= tl.load(mask + from_mask + i * mask_step, mask=valid, other=0) != 0
+        g = tl.load(grad + from_grad + i * grad_step, mask=valid, other=0).to(tl.float32)
+        to = to_y + i
         if TAP:
             won = tl.load(kept + to, mask=there, other=0) != 0
             later = i - 1 if REVERSE else i + 1
             # the window after this place begins anew where a winner of its own stands
-            reset = tl.load(kept + to_y[:, None] + later, mask=live[:, None] & (later >= 0) & (later < n), other=0) != 0
+            reset = tl.load(kept + to_y + later, mask=live & (later >= 0) & (later < n), other=0) != 0
             gain, fresh = tl.associative_scan((g, reset), 1, since, reverse=not REVERSE)
             gain = tl.where(fresh, gain, gain + carry)
             result = tl.where(won, gain, 0.0)

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.backends import triton
 from everypool.backends.axes import traced
+from everypool.backends.choose import choose
 from everypool.backends.layout import prefix_mask
 from everypool.blocks.hopfield.core import by_head, wide32
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import softmax_over
-from everypool.pool import Operation, checked_mask, checked_sizes, padded_batch, register
+from everypool.pool import Operation, checked_mask, checked_sizes, padded_batch, refuse, register
 from everypool.windows import Global
 
 __all__ = ["HopfieldPooling"]
@@ -218,6 +220,9 @@ class HopfieldPooling(nn.Module):
         """What is recalled, (N, heads, L, pattern_dim), without a key or value for any pattern."""
         hopfield, core = self.hopfield, self.hopfield.association_core
         q = core.query(self._normed_states())
+        kernel = self._kernel(stored, projection, counts, pairs)
+        if kernel is not None:
+            return self._retrieved(q, stored, kernel)
         z, gain, shift = _standard(hopfield.norm_stored_pattern, stored)
         weight, bias = self._folding(1, z.dtype)
         states = (core.num_heads, self.quantity)
@@ -236,6 +241,64 @@ class HopfieldPooling(nn.Module):
         same = projection is stored and _alike(hopfield.norm_stored_pattern, hopfield.norm_pattern_projection)
         standard = _standard(hopfield.norm_pattern_projection, projection, z if same else None)
         return _unfolded(core.dropped(xi), *standard, *self._folding(2, z.dtype))
+
+    def _kernel(
+        self, stored: Tensor, projection: Tensor, counts: Tensor | None, pairs: Tensor | None
+    ) -> triton.Retrieval | None:
+        """The fused kernel, where it was asked for and gives the same."""
+        choice = choose(stored.device.type)
+        if choice.name != "triton":
+            return None
+        if stored.is_cpu and not triton.interpreted():
+            refuse(choice, stored, "the fused kernels are for GPUs, the input is on the CPU")
+        if not triton.suits(stored) or stored.numel() == 0:
+            return None
+        norm, states = self.hopfield.norm_stored_pattern, (self.hopfield.association_core.num_heads, self.quantity)
+
+        def define(x: Tensor, u: Tensor) -> Tensor:
+            z, *_ = _standard(norm, x)
+            return softmax_over(counts, pairs, 0)((u @ z.transpose(1, 2)).unflatten(1, states)).flatten(1, 2) @ z
+
+        eps = None if norm is None else norm.eps
+        kernel = triton.Retrieval(states[0], eps, counts, pairs, None if traced() else define)
+        why = self._refusal(stored, projection) or kernel.refusal(stored)
+        if why is not None:
+            refuse(choice, stored, why)
+            return None
+        return kernel
+
+    def _refusal(self, stored: Tensor, projection: Tensor) -> str | None:
+        """Why the fused kernel would not give the same."""
+        hopfield, core = self.hopfield, self.hopfield.association_core
+        first, second = hopfield.norm_stored_pattern, hopfield.norm_pattern_projection
+        if hopfield.iteration().most > 1:
+            return "more than one update has no fused kernel: associations tell whether states have converged"
+        if core.training and core.dropout > 0:
+            return "dropout of associations has no fused kernel"
+        if projection is not stored:
+            return "a pattern projection other than the stored patterns has no fused kernel"
+        if not _alike(first, second) and first is not second:
+            return "two normalisations that differ have no fused kernel"
+        return None
+
+    def _retrieved(self, q: Tensor, stored: Tensor, kernel: triton.Retrieval) -> Tensor:
+        """`_folded` by the kernel, where mean patterns stand for associations."""
+        hopfield, states = self.hopfield, (self.hopfield.association_core.num_heads, self.quantity)
+        gain, shift = _affine(hopfield.norm_stored_pattern, q)
+        weight, bias = self._folding(1, q.dtype)
+        totals: list[Tensor] = []  # the same after each update
+
+        def retrieve(q: Tensor) -> Tensor:
+            # what shift and bias add to the scores of a state is the same for all patterns: no association depends on it
+            mean, total = kernel(stored, (by_head(q, weight) * gain).flatten(1, 2), shift, bias)
+            totals.append(total.unflatten(1, states).unsqueeze(-1))
+            return mean.unflatten(1, states)
+
+        def recall(mean: Tensor) -> Tensor:
+            return _summed(mean, totals[-1], gain, shift, weight, bias)
+
+        mean = hopfield.iteration().run(q, lambda q: q, recall, retrieve)
+        return _summed(mean, totals[-1], *_affine(hopfield.norm_pattern_projection, q), *self._folding(2, q.dtype))
 
     def _normed_states(self) -> Tensor:
         norm = self.hopfield.norm_state_pattern
@@ -258,12 +321,16 @@ class HopfieldPooling(nn.Module):
 def _standard(norm: nn.LayerNorm | None, x: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """x standardised, and the gain and shift that complete its normalisation."""
     z = wide32(x)
-    if norm is None:
-        return z, z.new_ones(()), z.new_zeros(())
-    z = F.layer_norm(z, z.shape[-1:], eps=norm.eps) if made is None else made
-    if norm.weight is None:
-        return z, z.new_ones(()), z.new_zeros(())
-    return z, norm.weight.to(z.dtype), norm.bias.to(z.dtype)
+    if norm is not None:
+        z = F.layer_norm(z, z.shape[-1:], eps=norm.eps) if made is None else made
+    return (z, *_affine(norm, z))
+
+
+def _affine(norm: nn.LayerNorm | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and shift that complete a normalisation."""
+    if norm is None or norm.weight is None:
+        return like.new_ones(()), like.new_zeros(())
+    return norm.weight.to(like.dtype), norm.bias.to(like.dtype)
 
 
 def _alike(first: nn.LayerNorm | None, second: nn.LayerNorm | None) -> bool:
@@ -273,8 +340,12 @@ def _alike(first: nn.LayerNorm | None, second: nn.LayerNorm | None) -> bool:
 
 def _unfolded(xi: Tensor, z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Sum of xi (W (z * gain + shift) + b) over patterns, the sum first: (N, heads, L, d)."""
-    total = xi.sum(-1, keepdim=True)
     mean = (xi.flatten(1, 2) @ z).unflatten(1, xi.shape[1:3])
+    return _summed(mean, xi.sum(-1, keepdim=True), gain, shift, weight, bias)
+
+
+def _summed(mean: Tensor, total: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`_unfolded` from sums of xi z and of xi."""
     return by_head(mean * gain + shift * total, weight.transpose(1, 2)) + bias.transpose(1, 2) * total
 
 
