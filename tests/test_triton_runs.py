@@ -1,6 +1,9 @@
 """Running windows and sums of two maxima by the fused kernels, in Triton's interpreter where there is no GPU."""
 
+import functools
+import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from everypool import CascadeTopLeftPool, Scan, corner_pool, cross_max_pool, pool
+from everypool import CascadeTopLeftPool, Scan, Sliding, corner_pool, cross_max_pool, pool
 from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.pool import find_operation
@@ -194,3 +197,29 @@ def test_the_cascade(ran: list[str]) -> None:
     with torch.no_grad(), forced("eager"):
         torch.testing.assert_close(found.double(), layer.double()(x.double()), rtol=1e-5, atol=1e-5)
     assert ran == ["sweep", "run", "forward"]
+
+
+def test_tiles_are_tried_on_request_and_remembered(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    from everypool.backends.triton import tuning
+
+    monkeypatch.setenv("EVERYPOOL_TUNE", "1")
+    monkeypatch.setenv("EVERYPOOL_CACHE", str(tmp_path))
+    x = torch.randn(1, 1, 2, 12, device=DEVICE)
+    for reducer, windows in (("max", Sliding(2)), ("soft", Scan(-1)), ("max", Scan(-1))):
+        mask = torch.ones(1, 1, 2, 12, dtype=torch.bool, device=DEVICE)  # a call with a mask is made anew each time
+        call = functools.partial(pool, reducer=reducer, windows=windows, mask=mask)
+        check(both(call, x))
+        tried = len(ran)
+        assert tried > 4
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "_milliseconds", None)  # nothing is tried again
+            check(both(call, x))
+        assert len(ran) == tried + 2
+        ran.clear()
+    (file,) = tmp_path.iterdir()
+    assert len(json.loads(file.read_text())) == 6
+    file.write_text("broken")
+    check(both(lambda x: pool(x, "max", Sliding(2)), x))
+    assert len(json.loads(file.read_text())) == 2

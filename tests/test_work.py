@@ -569,7 +569,7 @@ EXTREME = [Power(1e-4), Power(torch.tensor([3.0, 2.0])), LogSumExp(0.0), Max(ind
 def ran(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What has run: the compiled loops, the definition."""
     found: set[str] = set()
-    module: Any = sys.modules["everypool.pool"]
+    module: Any = sys.modules["everypool.pool.folding"]
     library = cpu.library()
     original = module.defined
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool._memo import made
-from everypool._sums import added, onto
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
+from everypool.pool.sums import added, onto
 from everypool.windows.strips import check_like, spatial_axis
 
 __all__ = [

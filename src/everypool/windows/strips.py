@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._sums import added
 from everypool.backends.axes import Axis, Bins, Keep
 from everypool.backends.choose import choose
 from everypool.backends.corners import cross_sum
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
+from everypool.pool.sums import added
 
 __all__ = ["CrossMaxPool", "StripPool", "Strips", "cross_max_pool", "strip_pool"]
 

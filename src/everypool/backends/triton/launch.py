@@ -16,7 +16,7 @@ from everypool.backends.recipe import Recipe
 from everypool.backends.triton import kernels, runs_kernels
 from everypool.backends.triton.grid import BINS, FULL, KEEP, RUN, SLIDE, TABLE, TABLES, WHOLE, Grid
 from everypool.backends.triton.groups import GROUPS, SHARES, SLOPES, SPREADS, SWEEPS
-from everypool.backends.triton.launches import Known, repeated
+from everypool.backends.triton.launches import Choice, Known, Made, repeated
 from everypool.backends.triton.operators import CHOSEN
 from everypool.backends.triton.registry import there
 
@@ -36,15 +36,18 @@ def tile_of(y: Tensor, lanes: int) -> dict[str, int]:
     return {"rows": y.numel() // along, "blocks": triton.cdiv(along, wide), "R": max(1, lanes // wide), "C": wide}
 
 
-def lanes_of(y: Tensor) -> int:
-    """Elements that a program of four warps writes: the more, the fewer instructions for each."""
+def lanes_of(y: Tensor, choice: Choice | None) -> int:
+    """Elements that a program writes: the more, the fewer instructions for each."""
+    if choice is not None:
+        return choice.lanes
     return 256 if y.numel() < 1 << 18 else 512 if y.numel() < 1 << 20 else 1024
 
 
-def row_of(taps: int, total: int) -> dict[str, int]:
+def row_of(taps: int, total: int, choice: Choice | None) -> dict[str, int]:
     """Rows of one long window each, of which many elements are loaded at once."""
     width = min(triton.next_power_of_2(taps), 512)
-    return {"rows": total, "blocks": 1, "R": max(1, 2048 // width), "C": 0, "T": width}
+    held = 2048 if choice is None else 2 * choice.lanes
+    return {"rows": total, "blocks": 1, "R": max(1, held // width), "C": 0, "T": width}
 
 
 def programs(tile: dict[str, int]) -> int:
@@ -142,17 +145,19 @@ def fold(
     make = _middle if recipe.op == "median" else _fold if grid.running is None else _run
     key = (make, _key(x, mask), *[part is None for part in (onto, *parts)])
     known = {} if known is None else known
-    repeated(known, key, tensors, lambda: make(x, y, mask, recipe, grid, tensors), x)
+    repeated(known, key, tensors, lambda choice: make(x, y, mask, recipe, grid, tensors, choice), x)
 
 
-Made = tuple[Any, int, dict[str, Any]]  # kernel, programs and arguments but tensors
 Tensors = dict[str, Tensor | None]
 
 
-def _fold(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+def _fold(
+    x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors, choice: Choice | None
+) -> Made:
     op = _op(recipe)
     short = grid.most <= UNROLLED
-    tile = {**tile_of(y, min(lanes_of(y), 512)), "T": 1} if short else row_of(grid.most, y.numel())
+    lanes = lanes_of(y, choice) if choice is not None else min(lanes_of(y, None), 512)
+    tile = {**tile_of(y, lanes), "T": 1} if short else row_of(grid.most, y.numel(), choice)
     start, push, over, finish = GROUPS[op]
     taps = grid.taps if short else (1, 1, 1)
     found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid) | _divided(recipe, grid) | _kept(tensors)
@@ -162,12 +167,14 @@ def _fold(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid,
         "START": start, "PUSH": push, "OVER": over, "FINISH": finish, "FLAG": _flag(recipe, grid.most),
         "TAPS0": taps[0], "TAPS1": taps[1], "TAPS2": taps[2], "TAP": op == "max", "OWN": grid.own and mask is not None,
         "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
-        "num_warps": 4, "enable_fp_fusion": False, **tile,
+        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
     }  # fmt: skip
     return kernels.fold, programs(tile), found
 
 
-def _middle(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+def _middle(
+    x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors, choice: Choice | None
+) -> Made:
     """`_fold` for the value in the middle of the order."""
     width = max(2, triton.next_power_of_2(grid.most))
     tile = {"rows": y.numel(), "blocks": 1, "R": max(1, 1024 // width), "C": 0, "T": width}
@@ -180,7 +187,7 @@ def _middle(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Gri
         "UPPER": int(recipe.upper), "BOTH": recipe.both, "BACKWARDS": any(axis[2] < 0 for axis in grid.axes),
         "OWN": grid.own and mask is not None,
         "KEEP_TAP": tensors["kept"] is not None, "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
-        "num_warps": 4, "enable_fp_fusion": False, **tile,
+        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
     }  # fmt: skip
     return kernels.middle, programs(tile), found
 
@@ -231,13 +238,20 @@ def backward(
     make = _share if grid.running is None else _unrun
     known = {} if known is None else known
     key = (make, _key(x, grad, mask))
-    repeated(known, key, tensors, lambda: make(grad, x, dx, mask, recipe, grid, tensors), dx)
+    repeated(known, key, tensors, lambda choice: make(grad, x, dx, mask, recipe, grid, tensors, choice), dx)
 
 
 def _share(
-    grad: Tensor, x: Tensor | None, dx: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors
+    grad: Tensor,
+    x: Tensor | None,
+    dx: Tensor,
+    mask: Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    tensors: Tensors,
+    choice: Choice | None,
 ) -> Made:
-    tile, chosen = tile_of(dx, lanes_of(dx)), recipe.op in CHOSEN
+    tile, chosen = tile_of(dx, lanes_of(dx, choice)), recipe.op in CHOSEN
     holds = [_holds(kind, axis) for kind, axis in zip(grid.kinds, grid.axes, strict=True)]
     if 0 in holds or math.prod(holds) > UNROLLED:
         holds = [0, 0, 0]
@@ -252,7 +266,7 @@ def _share(
         "TAP": chosen, "BOTH": chosen and recipe.both, "KEEP_STATE": not chosen and tensors["first"] is not None,
         "KEEP_NUMBER": tensors["number"] is not None,
         "LAST": in_pixels(dx), "ND": grid.nd, "WIDE": wide(dx, grad) or _far(grid),
-        "num_warps": 4, "enable_fp_fusion": False, **tile,
+        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
     }  # fmt: skip
     return kernels.share, programs(tile), found
 
@@ -290,11 +304,13 @@ def slope(
         **_given(mask, recipe),
     }  # fmt: skip
     known = {} if known is None else known
-    repeated(known, (_slope, _key(x, mask)), tensors, lambda: _slope(x, result, mask, recipe, grid, tensors), x)
+    repeated(known, (_slope, _key(x, mask)), tensors, lambda choice: _slope(x, result, mask, recipe, grid, tensors, choice), x)
 
 
-def _slope(x: Tensor, result: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
-    tile = row_of(grid.most, result.numel())
+def _slope(
+    x: Tensor, result: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors, choice: Choice | None
+) -> Made:
+    tile = row_of(grid.most, result.numel(), choice)
     if grid.running is not None:  # a window at a time, like any other that a table lists
         grid = replace(grid, kinds=tuple(TABLE if kind == RUN else kind for kind in grid.kinds))
     found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
@@ -303,7 +319,7 @@ def _slope(x: Tensor, result: Tensor, mask: Tensor | None, recipe: Recipe, grid:
         "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
         "SLOPE": SLOPES[recipe.op], "KEEP_NUMBER": tensors["number"] is not None,
         "LAST": in_pixels(result), "ND": grid.nd, "WIDE": wide(x, result) or _far(grid),
-        "num_warps": 4, "enable_fp_fusion": False, **tile,
+        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
     }  # fmt: skip
     return kernels.slope, programs(tile), found
 
@@ -317,7 +333,7 @@ def _lines(grid: Grid, y: Tensor, *others: Tensor | None) -> dict[str, Any]:
         "total": y.numel() // n, "channels": y.shape[1], "n": n,
         "sides": tuple(1 if number == axis else side for number, side in enumerate(spatial)),
         "REVERSE": grid.axes[axis][2] < 0, "LAST": in_pixels(y), "ND": grid.nd,
-        "WIDE": wide(y, *(other for other in others if other is not None)), "num_warps": 4, "enable_fp_fusion": False,
+        "WIDE": wide(y, *(other for other in others if other is not None)), "enable_fp_fusion": False,
     }  # fmt: skip
 
 
@@ -333,18 +349,22 @@ def _along_memory(recipe: Recipe, grid: Grid, *tensors: Tensor | None) -> bool:
     return recipe.op in SWEEPS and all(t is None or strides(t, grid.nd)[2 + axis] == 1 for t in tensors)
 
 
-def _walk(lines: int) -> dict[str, int]:
+def _walk(lines: int, choice: Choice | None) -> dict[str, int]:
     """Lines that a program walks, two per thread where there are plenty, and elements of each ahead."""
-    return {"R": 256 if lines >= 1 << 16 else 128, "T": AHEAD}
+    lanes = (256 if lines >= 1 << 16 else 128) if choice is None else choice.lanes // 4
+    return {"R": lanes, "T": AHEAD, "num_warps": 4 if choice is None else min(choice.warps, lanes // 32)}
 
 
-def _tile(n: int) -> dict[str, int]:
+def _tile(n: int, choice: Choice | None) -> dict[str, int]:
     """A block of lines, and of their elements."""
     width = min(triton.next_power_of_2(n), BLOCK)
-    return {"R": max(1, TILE // width), "T": width}
+    held = TILE if choice is None else 4 * choice.lanes
+    return {"R": max(1, held // width), "T": width, "num_warps": 4 if choice is None else choice.warps}
 
 
-def _run(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors) -> Made:
+def _run(
+    x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors, choice: Choice | None
+) -> Made:
     """`_fold` where windows run along an axis."""
     axis = grid.running or 0
     spatial = [numbers[0] for numbers in grid.axes]
@@ -357,17 +377,24 @@ def _run(x: Tensor, y: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, 
     }  # fmt: skip
     if _along_memory(recipe, grid, x, y):
         leaf, scan, join = SWEEPS[recipe.op]
-        found |= {"y_strides": strides(y, grid.nd), "LEAF": leaf, "SCAN": scan, "JOIN": join, **_tile(grid.most)}
+        found |= {"y_strides": strides(y, grid.nd), "LEAF": leaf, "SCAN": scan, "JOIN": join, **_tile(grid.most, choice)}
         for name in ("x_step", "KEEP_STATE", "KEEP_EXACT"):
             del found[name]
         return runs_kernels.sweep, triton.cdiv(found["total"], found["R"]), found
-    found |= _stepped("y", y, grid) | _values(recipe) | _walk(found["total"])
+    found |= _stepped("y", y, grid) | _values(recipe) | _walk(found["total"], choice)
     found |= {"PUSH": GROUPS[recipe.op][1], "TAP": recipe.op == "max"}
     return runs_kernels.run, triton.cdiv(found["total"], found["R"]), found
 
 
 def _unrun(
-    grad: Tensor, x: Tensor | None, dx: Tensor, mask: Tensor | None, recipe: Recipe, grid: Grid, tensors: Tensors
+    grad: Tensor,
+    x: Tensor | None,
+    dx: Tensor,
+    mask: Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    tensors: Tensors,
+    choice: Choice | None,
 ) -> Made:
     """`_share` where windows run along an axis."""
     found = _lines(grid, dx, grad, x) | _stepped("mask", mask, grid) | _stepped("grad", grad, grid)
@@ -376,8 +403,8 @@ def _unrun(
         "MASKED": mask is not None, "TAP": recipe.op == "max", "KEEP_NUMBER": tensors["number"] is not None,
     }  # fmt: skip
     if _along_memory(recipe, grid, dx):
-        found |= {"y_strides": strides(dx, grid.nd), **_tile(grid.most)}
+        found |= {"y_strides": strides(dx, grid.nd), **_tile(grid.most, choice)}
         return runs_kernels.unsweep, triton.cdiv(found["total"], found["R"]), found
-    found |= _stepped("x", x, grid) | _stepped("y", dx, grid) | _values(recipe) | _walk(found["total"])
+    found |= _stepped("x", x, grid) | _stepped("y", dx, grid) | _values(recipe) | _walk(found["total"], choice)
     found |= {"SPREAD": SPREADS[recipe.op], "FLAG": recipe.plain_gradient, "KEEP_STATE": tensors["first"] is not None}
     return runs_kernels.unrun, triton.cdiv(found["total"], found["R"]), found

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from everypool.backends.triton.registry import on
 
-__all__ = ["Known", "Launch", "repeated"]
+__all__ = ["Choice", "Known", "Launch", "Made", "repeated"]
+
+TUNE = "EVERYPOOL_TUNE"
 
 ALIGNED = 16  # bytes: compiled kernels rely on it where they have found it
 
@@ -39,22 +42,39 @@ class Launch:
             self.compiled = found  # nothing, in the interpreter
 
 
+class Choice(NamedTuple):
+    """Elements that a program writes, and its warps."""
+
+    lanes: int
+    warps: int
+
+
 Known = dict[Hashable, Launch]
+Made = tuple[Any, int, dict[str, Any]]  # kernel, programs and arguments but tensors
 
 
 def repeated(
     known: Known,
     key: Hashable,
     tensors: dict[str, Tensor | None],
-    make: Callable[[], tuple[Any, int, dict[str, Any]]],
+    make: Callable[[Choice | None], Made],
     like: Tensor,
 ) -> None:
     """Launch what `make` gives, kernel, programs and arguments but `tensors`; made once for each key.
 
     The key tells all that the arguments depend on: strides, and which tensors there are.
     """
-    launch = known.get(key)
-    if launch is None:
-        launch = known[key] = Launch(*make(), tensors)
     with on(like):
+        launch = known.get(key)
+        if launch is None:
+            launch = known[key] = Launch(*_made(make, tensors, like), tensors)
         launch(tensors)
+
+
+def _made(make: Callable[[Choice | None], Made], tensors: dict[str, Tensor | None], like: Tensor) -> Made:
+    """With the usual tile, or where the environment asks for it with the fastest."""
+    if os.environ.get(TUNE, "0") in ("", "0"):
+        return make(None)
+    from everypool.backends.triton.tuning import tuned
+
+    return tuned(make, lambda made: Launch(*made, tensors)(tensors), like)

@@ -1,0 +1,118 @@
+"""One reducer over one layout, by the implementation that suits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from everypool.backends import counter, cpu, triton
+from everypool.backends.axes import traced
+from everypool.backends.choose import Choice, choose
+from everypool.backends.eager import Folds
+from everypool.backends.layout import Layout, in_pixels
+
+if TYPE_CHECKING:
+    from everypool.pool.records import Reducer
+
+__all__ = ["Reduced", "defined", "definition", "existing", "finished", "refuse", "run", "single_definition"]
+
+Exists = Tensor | Callable[[], Tensor | None] | None  # which windows exist, if not all; found when asked for
+Reduced = tuple[tuple[Tensor, ...], Exists]  # values (and indices)
+
+
+def single_definition(reducer: Reducer, layout: Layout) -> Callable[[Tensor], Tensor]:
+    """The values of one layout by the definition."""
+    return lambda x: defined(reducer, x, Folds(layout, None, x.device))[0][0]
+
+
+def definition(reducer: Reducer, layouts: list[Layout]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The values of every layout by the definition."""
+    return lambda x: tuple(defined(reducer, x, Folds(layout, None, x.device))[0][0] for layout in layouts)
+
+
+def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
+    """`defined` by the compiled loops or the fused kernels, where they can."""
+    choice = choose(x.device.type)
+    if choice.name == "triton":
+        return fused(reducer, x, folds, choice)
+    if choice.name == "eager" or not cpu.suits(x):
+        return None
+    mask = None if folds.mask is folds.own else folds.mask
+    channels = 0 if mask is None else mask.shape[1]
+    recipe = reducer.recipe()
+    try:
+        plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, in_pixels(x), channels)
+    except cpu.Unsupported as error:
+        refuse(choice, x, error)
+        return None
+    fold = cpu.Fold(
+        plan,
+        plan.recipe.parameter,
+        None if mask is None else mask.contiguous(),
+        lambda x: defined(reducer, x, folds)[0][:1],
+    )
+    results = fold.run(x)
+    return None if results is None else (results, folds.exists)
+
+
+def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced | None:
+    """`defined` by the fused kernels, where they can."""
+    if x.is_cpu and not triton.interpreted():
+        refuse(choice, x, "the fused kernels are for GPUs, the input is on the CPU")
+    if not triton.suits(x) or x.numel() == 0:
+        return None
+    recipe = reducer.recipe()
+    # tables hold the samples' own sizes; along running windows, whose tables are not looked at, the mask does
+    running = folds.layout.own_position and not isinstance(recipe, str) and recipe.op not in triton.LISTED
+    mask = folds.mask if running or folds.mask is not folds.own else None
+    define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
+    try:
+        call = triton.make_fused(recipe, folds.layout, x, mask, define)
+    except triton.Unsupported as error:
+        refuse(choice, x, error)
+        return None
+    if not isinstance(recipe, str) and recipe.op == "centre" and mask is not None:  # nothing, if the middle does not count
+        return call(x), lambda: existing(defined(reducer, x.detach(), folds)[1])
+    return call(x), folds.exists
+
+
+def refuse(choice: Choice, x: Tensor, why: Exception | str) -> None:
+    """An implementation that was asked for by name never falls back."""
+    if choice.named and x.numel() > 0:
+        message = f"`EVERYPOOL_IMPL` must be an implementation that does this, got {choice.name!r}: {why}"
+        raise NotImplementedError(message) from (why if isinstance(why, Exception) else None)
+
+
+def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
+    """One reducer over one layout, by the implementation that suits."""
+    if counter.listening():  # what is made again for a gradient must be made in the same way
+        with counter.quiet():
+            found = compiled(reducer, x, folds)
+            return defined(reducer, x, folds) if found is None else found
+    found = compiled(reducer, x, folds)
+    return defined(reducer, x, folds) if found is None else found
+
+
+def existing(exists: Exists) -> Tensor | None:
+    """Which windows exist; None where all do."""
+    return exists if exists is None or isinstance(exists, Tensor) else exists()
+
+
+def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
+    """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
+    parts, told = reducer.define(x, folds)
+    exists = folds.exists() if told is None else existing(told)
+    if exists is not None:
+        parts = tuple(part.masked_fill(~exists, -i) for i, part in enumerate(parts))
+    return (parts[0].to(x.dtype), *parts[1:]), exists
+
+
+def finished(y: Tensor, input: Tensor) -> Tensor:
+    """y in the input's memory layout."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    if last is None or y.dim() != input.dim() or input.is_contiguous() or not input.is_contiguous(memory_format=last):
+        return y.contiguous()
+    return y.contiguous(memory_format=last)

@@ -1,0 +1,162 @@
+"""What calls alike in all but their values have in common, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from everypool._memo import MOST, token
+from everypool.backends import cpu, triton
+from everypool.backends.layout import Layout, in_pixels
+from everypool.pool.checks import prepared
+from everypool.pool.folding import definition, single_definition
+from everypool.pool.records import Reducer, Windows
+
+__all__ = ["CALLS", "fused_plan", "new_plan", "planned"]
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What calls alike in all but their values have in common."""
+
+    reducer: Reducer  # both held: their addresses may be in the key
+    windows: Windows
+    layouts: list[Layout]
+    fold: cpu.Fold | None  # None: the loops do not do it all at once
+    single: bool
+    learned: bool  # the reducer's parameter is a tensor
+    direct: bool  # the fold's only result is the call's
+
+    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
+        """The result, or None where the values need the definition."""
+        fold, windows = self.fold, self.windows
+        if fold is None:
+            return None
+        if self.direct:
+            return fold.linear(input)
+        if self.learned:  # values that the reducer would refuse are none that the loops take
+            recipe = reducer.recipe()
+            if isinstance(recipe, str):
+                return None
+            fold = cpu.Fold(fold.plan, recipe.parameter, None, definition(reducer, self.layouts))
+        results = fold.run(input.unsqueeze(0) if self.single else input)
+        if results is None:
+            return None
+        number = len(self.layouts)
+        parts = [windows.assemble(list(results[i : i + number])) for i in range(0, len(results), number)]
+        if self.single:
+            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+PLANS: dict[tuple[Any, ...], Planned] = {}
+CALLS: dict[tuple[Any, ...], Planned] = {}
+
+
+def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
+    """The whole call by a plan kept from one like it; None where the loops do not do it all at once."""
+    shape = input.shape
+    tokens = (token(reducer), token(windows))
+    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
+    entry = PLANS.get(key)
+    if entry is None:
+        if None in tokens:
+            return None
+        entry = new_plan(input, reducer, windows, nd)
+        if len(PLANS) >= MOST:
+            PLANS.clear()
+        PLANS[key] = entry
+    return entry(input, reducer)
+
+
+def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Planned:
+    nothing = Planned(reducer, windows, [], None, False, False, False)
+    if windows.many or not windows.folds:
+        return nothing
+    single = nd is not None and input.dim() == nd + 1
+    x, _, _ = prepared(input.detach().unsqueeze(0) if single else input.detach(), windows, nd, None, None)
+    reducer.check(x)
+    layouts = windows.layouts(tuple(x.shape[2:]), None)
+    try:
+        plan = cpu.make_plan(reducer.recipe(), layouts, tuple(x.shape), x.dtype, in_pixels(x))
+    except cpu.Unsupported:
+        return nothing
+    parameter = plan.recipe.parameter
+    learned = isinstance(parameter, Tensor)
+    direct = plan.linear and not single and type(windows).assemble is Windows.assemble
+    fold = cpu.Fold(plan, None if learned else parameter, None, definition(reducer, layouts))
+    return Planned(reducer, windows, layouts, fold, single, learned, direct)
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPlan:
+    """`Planned` for the fused kernels: a call for each layout."""
+
+    reducer: Reducer
+    windows: Windows
+    layouts: list[Layout]
+    calls: tuple[triton.Fused, ...]  # none: the kernels do not do it all
+    single: bool
+
+    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
+        """The result, or None where the call must be made as if for the first time."""
+        if not self.calls:
+            return None
+        x = input.unsqueeze(0) if self.single else input
+        calls = self.calls
+        if isinstance(calls[0].recipe.parameter, Tensor):
+            calls = fused_calls(reducer, self.layouts, x, calls)
+            if not calls:
+                return None
+        results = [call(x) for call in calls]
+        parts = [self.windows.assemble(list(items)) for items in zip(*results, strict=True)]
+        if self.single:
+            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+FUSED: dict[tuple[Any, ...], FusedPlan] = {}
+
+
+def fused_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
+    """The whole call by kernels that were prepared for one like it; None where they do not do it all."""
+    shape = input.shape
+    tokens = (token(reducer), token(windows))
+    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input), input.device)
+    entry = FUSED.get(key)
+    if entry is None:
+        if None in tokens:
+            return None
+        single = nd is not None and input.dim() == nd + 1
+        x = input.detach().unsqueeze(0) if single else input.detach()
+        layouts: list[Layout] = []
+        calls: tuple[triton.Fused, ...] = ()
+        if windows.folds and not windows.many and x.numel() > 0:
+            x, _, _ = prepared(x, windows, nd, None, None)
+            reducer.check(x)
+            layouts = windows.layouts(tuple(x.shape[2:]), None)
+            calls = fused_calls(reducer, layouts, x)
+        if len(FUSED) >= MOST:
+            FUSED.clear()
+        entry = FUSED[key] = FusedPlan(reducer, windows, layouts, calls, single)
+    return entry(input, reducer)
+
+
+def fused_calls(
+    reducer: Reducer, layouts: list[Layout], x: Tensor, earlier: tuple[triton.Fused, ...] = ()
+) -> tuple[triton.Fused, ...]:
+    """A call for each layout, none where the kernels do not do them all; of `earlier` ones with another parameter."""
+    recipe = reducer.recipe()
+    calls = []
+    for number, layout in enumerate(layouts):
+        define = single_definition(reducer, layout)
+        try:
+            if earlier:
+                calls.append(replace(earlier[number], recipe=triton.check(recipe, layout, x, None), define=define))
+            else:
+                calls.append(triton.make_fused(recipe, layout, x, None, define))
+        except triton.Unsupported:
+            return ()
+    return tuple(calls)
