@@ -1,6 +1,5 @@
 """The fused kernels, in Triton's interpreter where there is no GPU: against the definition, forward and backward."""
 
-import os
 import subprocess
 import sys
 
@@ -11,9 +10,6 @@ from everypool import Adaptive, Global, GlobalGeMPool, Pyramid, Scan, Sliding, p
 from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.windows.strips import Strips
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 here = pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,6 @@ from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.reducers.power import Power
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 # the interpreter's NumPy warns of what `where` leaves out
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
@@ -27,11 +23,11 @@ pytestmark = [
 ]
 
 REDUCERS = ("mean", "max", "max:ties=even", "gem:p=3", "soft", "logsumexp")
-SPATIAL = {1: (9,), 2: (5, 6), 3: (3, 4, 3)}
+SPATIAL = {1: (9,), 2: (4, 6), 3: (3, 4, 3)}
 # per number of axes, in x, y, z order: over the border, inside, smaller than a cell, wholly outside; sample 1 has none
 ROWS = {
     1: [[0, -3, 5.2], [0, 1.3, 8.1], [2, 2, 2.3], [2, 30, 40]],
-    2: [[0, -3, -4, 5.2, 6.5], [0, 1.3, 0.2, 8.1, 5.7], [2, 1, 0, 1.4, 0.3], [2, 30, 30, 40, 44]],
+    2: [[0, -3, -4, 5.2, 6.5], [0, 1.3, 0.2, 5.1, 3.7], [2, 1, 0, 1.4, 0.3], [2, 30, 30, 40, 44]],
     3: [[0, -1, 0.6, 0.2, 4.4, 6, 3.9], [2, 1.2, 0.2, 0.4, 1.6, 0.7, 0.9]],
 }
 ALIGN: dict[str, dict[str, Any]] = {
@@ -88,7 +84,7 @@ def test_equals_the_definition(reducer: str, sampling: str, masked: int, ran: li
     if masked == 3 and reducer not in ("max", "soft"):
         pytest.skip("a mask with one channel says it")
     mask = (torch.rand((3, masked, *SPATIAL[2]), device=DEVICE) > 0.4) if masked else None
-    windows = Boxes(boxes(2), (2, 1), 0.8, 2, sampling=sampling)
+    windows = Boxes(boxes(2), (2, 1), 0.8, 2 if not masked else 1, sampling=sampling)
     compared(lambda x: pool(x, reducer, windows, mask=mask), [maps(2)])
     assert ran == ["fold", "backward"]
     if mask is not None:  # which bins hold something
@@ -102,7 +98,7 @@ def test_equals_the_definition(reducer: str, sampling: str, masked: int, ran: li
 @pytest.mark.parametrize("nd", [1, 2])
 def test_samples_between_cells(nd: int, align: str, ran: list[str]) -> None:
     rows = boxes(nd) if nd == 1 else boxes(nd)[[0, 2]]
-    for reducer in REDUCERS if nd == 1 else ("mean", "logsumexp"):
+    for reducer in REDUCERS if (nd, align) == (1, "two") else ("mean", "logsumexp"):
         compared(lambda x, reducer=reducer: roi_align(x, rows, 2, 0.5, reducer=reducer, **ALIGN[align]), [maps(nd)])
     assert set(ran) == {"fold", "backward"}
 
@@ -146,7 +142,7 @@ def test_volumes_with_channels_last_and_a_mask_by_channel(ran: list[str]) -> Non
 @pytest.mark.parametrize("function", [roi_align, roi_pool])
 def test_samples_of_different_sizes(function: Callable[..., Tensor], ran: list[str]) -> None:
     options = {"sampling_ratio": 1} if function is roi_align else {}
-    sizes = torch.tensor([[5, 6], [1, 1], [3, 2]], device=DEVICE)
+    sizes = torch.tensor([[4, 6], [1, 1], [3, 2]], device=DEVICE)
     x = maps(2)
     _, gradient = compared(lambda x: function(x, boxes(2), 2, 0.8, sizes=sizes, **options), [x])
     assert not gradient[2, :, 3:].any()
@@ -248,9 +244,8 @@ def test_compiles_whole_at_the_first_call(ran: list[str]) -> None:
         return roi_align(x, rows, 2, 0.8, 2, reducer="soft") + roi_pool(x, rows, 2, 0.8)
 
     whole = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    x = maps(1)
     for rows in (boxes(1), boxes(1)[:3]):
-        compared(lambda x, rows=rows: (whole if x.dtype == torch.float32 else call)(x, rows), [x])
+        compared(lambda x, rows=rows: (whole if x.dtype == torch.float32 else call)(x, rows), [maps(1)])
     assert ran.count("fold") == ran.count("backward") == 4
 
 

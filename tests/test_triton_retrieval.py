@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,6 @@ from torch import Tensor
 from everypool import HopfieldPooling
 from everypool.backends import triton
 from everypool.backends.choose import forced
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 here = pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

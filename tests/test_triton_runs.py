@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +15,6 @@ from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.pool import find_operation
 from everypool.windows.scan import scanned_onto
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
