@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from everypool.backends import triton
+
 torch.set_num_threads(1)
 
 
@@ -20,3 +22,15 @@ def fresh_memory() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[1])
     torch.utils.deterministic.fill_uninitialized_memory = before[0]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of interpreted kernels, which scan a tile element by element, but sort one at once; a line then has several blocks."""
+    if triton.installed() and triton.interpreted():
+        from everypool.backends.triton import launch, planes_launch
+
+        monkeypatch.setattr(launch, "ORDERED", 1 << 14)
+        monkeypatch.setattr(launch, "BLOCK", 8)
+        monkeypatch.setattr(launch, "TILE", 32)
+        monkeypatch.setattr(planes_launch, "TILE", 32)

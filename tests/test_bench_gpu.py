@@ -20,9 +20,6 @@ from benchmarks.gpu.measure import Allotment
 from benchmarks.gpu.report import WIDTH, header, summary
 from everypool.backends import triton
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 ROOT = Path(__file__).resolve().parent.parent
 here = pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
 nowhere = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -18,20 +18,10 @@ from everypool.windows.scan import scanned_onto
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
+    pytest.mark.usefixtures("small_tiles"),
     pytest.mark.skipif(not triton.installed(), reason="Triton is not installed"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter's NumPy warns of what `where` leaves out
 ]
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter scans a tile element by element; and a line has several blocks."""
-    if triton.installed() and triton.interpreted():
-        from everypool.backends.triton import launch, planes_launch
-
-        monkeypatch.setattr(launch, "BLOCK", 8)
-        monkeypatch.setattr(launch, "TILE", 32)
-        monkeypatch.setattr(planes_launch, "TILE", 32)
 
 
 @pytest.fixture
@@ -199,7 +189,9 @@ def test_tiles_are_tried_on_request_and_remembered(
     ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     from everypool.backends.triton import tuning
+    from everypool.backends.triton.launches import Choice
 
+    monkeypatch.setattr(tuning, "CHOICES", (Choice(64, 1), Choice(128, 1)))
     monkeypatch.setenv("EVERYPOOL_TUNE", "1")
     monkeypatch.setenv("EVERYPOOL_CACHE", str(tmp_path))
     x = torch.randn(1, 1, 2, 12, device=DEVICE)

@@ -26,6 +26,7 @@ LIMIT = (1 << 31) - 1  # beyond, indices are computed in 64 bits
 UNROLLED = 32  # taps up to which a window is written out
 STRIDES = 8  # of which kernels are compiled for one each
 AHEAD = 8  # elements of a line on their way at once, where windows run along it
+ORDERED = 1024  # elements that are put in order together
 BLOCK, TILE = 1024, 4096  # where lines lie along memory: elements of one that are looked at together, and of all
 
 
@@ -177,7 +178,7 @@ def _middle(
 ) -> Made:
     """`_fold` for the value in the middle of the order."""
     width = max(2, triton.next_power_of_2(grid.most))
-    tile = {"rows": y.numel(), "blocks": 1, "R": max(1, 1024 // width), "C": 0, "T": width}
+    tile = {"rows": y.numel(), "blocks": 1, "R": max(1, ORDERED // width), "C": 0, "T": width}
     found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
     for name in ("p", "eps", "SUM", "LIFT", "PER"):
         del found[name]
