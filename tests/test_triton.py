@@ -33,7 +33,7 @@ WINDOWS = {
     "global": (Global(), (2, 3, 7, 9)),
     "pyramid": (Pyramid((1, 3)), (2, 3, 7, 9)),
     "strips": (Strips(), (2, 3, 5, 6)),
-    "long": (Sliding(7, 1, 3), (1, 2, 8, 9)),
+    "long": (Sliding(7, 1, 3), (1, 1, 7, 6)),
     "running": (Scan(-1, True), (1, 2, 3, 4)),
     "running down": (Scan(-2), (1, 2, 4, 3)),
 }
