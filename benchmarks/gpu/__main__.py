@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
     if options.check:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+    if importlib.util.find_spec("torch") is None:
+        print("this Python has no torch; name one that has: make bench-gpu PYTHON=.venv/bin/python", file=sys.stderr)
+        return 2
     import torch
 
     from benchmarks.gpu.facts import slug
