@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from everypool import Adaptive, Global, GlobalGeMPool, Pyramid, Scan, Sliding, operations, pool
+from everypool import Adaptive, Boxes, Global, GlobalGeMPool, Pyramid, Scan, Sliding, operations, pool
 from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.windows.strips import Strips
@@ -113,6 +113,27 @@ def test_a_learned_power_and_a_channels_last_map(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-6)
     with forced("triton"):
         assert pool(x, "soft", Sliding(2)).is_contiguous(memory_format=torch.channels_last)
+
+
+@here
+def test_parameters_that_follow_each_other() -> None:
+    """A launch kept from a call with one parameter is not that of a call with another of another shape or type."""
+    x, soft = torch.randn(2, 4, 5, 6, device=DEVICE), operations()["soft"].reducer
+    assert soft is not None
+    beta = torch.tensor([1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0, 9.0], device=DEVICE)
+    for windows in (Global(), Scan(-2), Boxes(torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]], device=DEVICE), 2)):
+        for values in (beta[0], beta[:1], beta[:4], beta[::2], beta[:4].double(), beta[:4].half()):
+            found = {}
+            for name in ("eager", "triton"):
+                own = (values.double() if name == "eager" else values.clone()).detach().requires_grad_()
+                strided = own if own.dim() == 0 else torch.stack([own, own + 1], 1)[:, 0]
+                with forced(name):
+                    y = pool(x.double() if name == "eager" else x, soft(strided), windows)
+                    (slope,) = torch.autograd.grad((y * y).sum(), own)
+                found[name] = y.double(), slope.double()
+            torch.testing.assert_close(
+                found["triton"], found["eager"], rtol=2e-3 if values.dtype == torch.half else 1e-5, atol=1e-5
+            )
 
 
 @here

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -123,17 +124,14 @@ def check(recipe: Recipe | str, layout: Layout, x: Tensor, mask: Tensor | None) 
         raise Unsupported("the mean of two middles with a mask has no fused kernel")
     if recipe.op == "median" and math.prod(map(most, layout.axes)) > ORDERED:
         raise Unsupported(f"windows of more than {ORDERED} elements have no fused kernel that puts them in order")
-    _check_parameter(recipe, x)
-    return recipe
-
-
-def _check_parameter(recipe: Recipe, x: Tensor) -> None:
     value = recipe.parameter
     if isinstance(value, Tensor):
         fits = value.dim() <= 1 and value.numel() in (1, x.shape[1]) and x.device in (value.device, META)
         if not (fits and value.is_floating_point()):
             raise Unsupported("only the definition takes such a parameter")
-    elif value is not None and (abs(value) == float("inf") or (recipe.op == "power" and abs(value) < NEAR_ZERO)):
+        return replace(recipe, parameter=value.contiguous())  # the kernels step from one to the next
+    if value is not None and (abs(value) == float("inf") or (recipe.op == "power" and abs(value) < NEAR_ZERO)):
         raise Unsupported("only the definition takes a power near zero or infinite")
-    if not isinstance(value, Tensor) and recipe.op == "logsumexp" and recipe.sum and abs(value) < NEAR_ZERO:
+    if recipe.op == "logsumexp" and recipe.sum and abs(value) < NEAR_ZERO:
         raise Unsupported("only the definition takes a sum of exponentials with r near zero")
+    return recipe

@@ -102,7 +102,7 @@ def _given(mask: Tensor | None, recipe: Recipe) -> dict[str, Tensor | None]:
 
 def _key(*tensors: Tensor | None) -> tuple[Any, ...]:
     """What tells calls of one reducer over one grid apart."""
-    return tuple([None if t is None else (t.shape, t.stride()) for t in tensors])
+    return tuple([None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors])
 
 
 def _masked(mask: Tensor | None, grid: Grid) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def fold(
     names = ("y", "index", "kept", "exact", "first", "second", "number")
     tensors = {"x": x, "onto": onto, **_given(mask, recipe), **dict(zip(names, parts, strict=True))}
     make = _middle if recipe.op == "median" else _fold if grid.running is None else _run
-    key = (make, _key(x, mask), *[part is None for part in (onto, *parts)])
+    key = (make, _key(x, mask, tensors["values"]), *[part is None for part in (onto, *parts)])
     known = {} if known is None else known
     repeated(known, key, tensors, lambda choice: make(x, y, mask, recipe, grid, tensors, choice), x)
 
@@ -238,7 +238,7 @@ def backward(
     }  # fmt: skip
     make = _share if grid.running is None else _unrun
     known = {} if known is None else known
-    key = (make, _key(x, grad, mask))
+    key = (make, _key(x, grad, mask, tensors["values"]))
     repeated(known, key, tensors, lambda choice: make(grad, x, dx, mask, recipe, grid, tensors, choice), dx)
 
 
@@ -305,7 +305,8 @@ def slope(
         **_given(mask, recipe),
     }  # fmt: skip
     known = {} if known is None else known
-    repeated(known, (_slope, _key(x, mask)), tensors, lambda choice: _slope(x, result, mask, recipe, grid, tensors, choice), x)
+    key = (_slope, _key(x, mask, tensors["values"]))
+    repeated(known, key, tensors, lambda choice: _slope(x, result, mask, recipe, grid, tensors, choice), x)
 
 
 def _slope(
