@@ -29,7 +29,8 @@ from everypool.backends.triton.registry import there
 __all__ = ["backward", "fold", "slope"]
 
 _OUTSIDE = tl.constexpr(OUTSIDE)
-UNROLLED = 16  # samples up to which a bin is written out
+SHARED, OWN = tl.constexpr(1), tl.constexpr(2)  # a mask, of all channels or of each
+UNROLLED = 16  # cells up to which a bin is written out
 KAHAN = 4096  # samples from which a sum keeps what rounding took
 HELD = 1 << 28  # numbers that a gradient may keep at once
 BOXES = 128  # looked at together
@@ -98,7 +99,10 @@ def sampled(
     out, taps, sizes, x_strides, mask_strides, cells, shares,
     BETWEEN: tl.constexpr, MASKED: tl.constexpr, LAST: tl.constexpr, ND: tl.constexpr,
 ):  # fmt: skip
-    """A sample of each bin: whether it exists, counts, and lies on the map; its value, and the sum of its cells' weights."""
+    """A sample of each bin: whether it exists, counts, and lies on the map; its value, and what its cells' weights add up to.
+
+    Whether it exists is said by place, all else over the tile.
+    """
     exists, inside, i2, h2 = spot(r * out[2] + o2, t2, n2, cells[2], shares[2], taps[2], sizes[2], live, BETWEEN)
     i1 = i2 * 0
     i0 = i2 * 0
@@ -112,11 +116,12 @@ def sampled(
         found, within, i0, h0 = spot(r * out[0] + o0, t0, n0, cells[0], shares[0], taps[0], sizes[0], live, BETWEEN)
         exists &= found
         inside &= within
+    # what a mask takes from a place it takes there from all channels, or from each its own
+    total = tl.zeros(here.shape if MASKED == OWN else h2.shape, tl.float32)
     SIDES0: tl.constexpr = 2 if BETWEEN and ND > 2 else 1
     SIDES1: tl.constexpr = 2 if BETWEEN and ND > 1 else 1
     SIDES2: tl.constexpr = 2 if BETWEEN else 1
     value = tl.zeros(here.shape, tl.float32)
-    total = tl.zeros(here.shape, tl.float32)
     for f0 in tl.static_range(SIDES0):
         w0 = h0 if f0 == 1 else 1 - h0
         for f1 in tl.static_range(SIDES1):
@@ -124,26 +129,35 @@ def sampled(
             for f2 in tl.static_range(SIDES2):
                 w2 = h2 if f2 == 1 else 1 - h2
                 w = w0 * w1 * w2
+                there = inside & (w > 0)
+                away = (i0 + f0) * mask_strides[2] + (i1 + f1) * mask_strides[3] + (i2 + f2) * mask_strides[4]
+                if MASKED == SHARED:
+                    there &= tl.load(mask + seen + away, mask=there, other=0) != 0
+                    total += tl.where(there, w, 0.0)
                 weight = along(w, LAST)
-                valid = here & along(inside & (w > 0), LAST)
-                if MASKED:
-                    away = (i0 + f0) * mask_strides[2] + (i1 + f1) * mask_strides[3] + (i2 + f2) * mask_strides[4]
+                valid = here & along(there, LAST)
+                if MASKED == OWN:
                     valid &= tl.load(mask + seen + along(away, LAST), mask=valid, other=0) != 0
                     total += tl.where(valid, weight, 0.0)
                 away = (i0 + f0) * x_strides[2] + (i1 + f1) * x_strides[3] + (i2 + f2) * x_strides[4]
                 value += tl.load(x + at + along(away, LAST), mask=valid, other=0).to(tl.float32) * weight
+    if MASKED == SHARED:  # between the cells that count; a sample among none is none
+        exists &= (total > 0) | ~inside
+        total = along(total, LAST)
     valid = here & along(exists, LAST)
     inside = here & along(inside, LAST)
-    if MASKED:  # between the cells that count; a sample among none is none
+    if MASKED == OWN:
         valid &= (total > 0) | ~inside
-        value = value / tl.where(total > 0, total, 1.0)
+    total = tl.where(total > 0, total, 1.0)
+    if MASKED > 0:
+        value = value / total
     return exists, valid, inside, value, total
 
 
 @triton.jit
 def over(n, MASKED: tl.constexpr, LAST: tl.constexpr):
-    """How many samples counted: those of a place do so for all channels unless there is a mask."""
-    if MASKED:
+    """How many samples counted, over a tile: those of a place do so for all channels unless each has its own mask."""
+    if MASKED == OWN:
         return n
     else:
         return along(n, LAST)
@@ -161,7 +175,8 @@ def placed(r, f, c, cells, channels, LAST: tl.constexpr):
 @triton.jit
 def opened(
     sample, values, p, total, samples, channels, out, x_strides, mask_strides, counts,
-    PER: tl.constexpr, LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr, C: tl.constexpr,
+    PER: tl.constexpr, MASKED: tl.constexpr,
+    LAST: tl.constexpr, ND: tl.constexpr, WIDE: tl.constexpr, Q: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """A program's places and channels: what there is, where its maps begin, the bins' samples, and the parameter."""
     blocks = tl.cdiv(channels, C)
@@ -178,7 +193,9 @@ def opened(
     known = live & (own >= 0) & (own < samples)
     own = own.to(q.dtype)
     at = along(own * x_strides[0], LAST) + across(c * x_strides[1], LAST)
-    seen = along(own * mask_strides[0], LAST) + across(c * mask_strides[1], LAST)
+    seen = own * mask_strides[0]
+    if MASKED == OWN:
+        seen = along(seen, LAST) + across(c * mask_strides[1], LAST)
     n0, n1, n2 = numbers(r, o0, o1, o2, counts, out, known, ND)
     pv = parameter(p, values, tl.where(c < channels, c, 0), tl.zeros((C,), tl.float32), PER)
     return r, o0, o1, o2, c, known, here, at, seen, n0, n1, n2, across(pv, LAST)
@@ -197,11 +214,11 @@ def fold_bins(
 ):  # fmt: skip
     """Each bin's value, and what its gradient needs."""
     r, o0, o1, o2, c, known, here, at, seen, n0, n1, n2, pv = opened(
-        sample, values, p, total, samples, channels, out, x_strides, mask_strides, counts, PER, LAST, ND, WIDE, Q, C
+        sample, values, p, total, samples, channels, out, x_strides, mask_strides, counts, PER, MASKED, LAST, ND, WIDE, Q, C
     )
     inside = here & along(known, LAST)
     s = START(tl.zeros(here.shape, tl.float32), pv)
-    n = tl.zeros(here.shape if MASKED else known.shape, tl.int32)
+    n = tl.zeros(here.shape if MASKED == OWN else known.shape, tl.int32)
     if UNROLL > 0:
         for e in tl.static_range(UNROLL):
             exists, valid, _, v, _ = sampled(
@@ -210,7 +227,7 @@ def fold_bins(
                 out, taps, sizes, x_strides, mask_strides, cells, shares, BETWEEN, MASKED, LAST, ND,
             )  # fmt: skip
             s = PUSH(s, lifted(v, eps, LIFT), valid, e, over(n, MASKED, LAST), pv, FLAG)
-            n += (valid if MASKED else exists).to(tl.int32)
+            n += (valid if MASKED == OWN else exists).to(tl.int32)
     else:
         m1 = tl.max(n1)
         m2 = tl.max(n2)
@@ -224,7 +241,7 @@ def fold_bins(
             )  # fmt: skip
             e = (t0 * taps[1] + t1) * taps[2] + t2
             s = PUSH(s, lifted(v, eps, LIFT), valid, e, over(n, MASKED, LAST), pv, FLAG)
-            n += (valid if MASKED else exists).to(tl.int32)
+            n += (valid if MASKED == OWN else exists).to(tl.int32)
     n = over(n, MASKED, LAST)
     value, a, b = FINISH(s, n, pv, SUM)
     divisor = n.to(tl.float32)
@@ -238,7 +255,7 @@ def fold_bins(
     f = (o0 * out[1] + o1) * out[2] + o2
     to = placed(r, f, c, bins, channels, LAST)
     tl.store(y + to, value.to(y.dtype.element_ty), mask=here)
-    if MASKED:
+    if MASKED > 0:
         own = along(r * mask_channels * bins + f, LAST) + across(c * bins, LAST)
         tl.store(held + own, (n > 0).to(tl.uint8), mask=here & across(c < mask_channels, LAST))
     if KEEP_TAP:
@@ -249,7 +266,7 @@ def fold_bins(
     if KEEP_EXACT:
         tl.store(exact + to, value, mask=here)
     if KEEP_NUMBER:
-        tl.store(number + to, divisor + tl.zeros(here.shape, tl.float32), mask=here)
+        tl.store(number + to, divisor, mask=here)
 
 
 @triton.jit
@@ -264,7 +281,7 @@ def each_sample(
 ):  # fmt: skip
     """What each sample gets of its bin's gradient; or what each bin's value gains with the parameter."""
     r, o0, o1, o2, c, known, here, at, seen, n0, n1, n2, pv = opened(
-        sample, values, p, total, samples, channels, out, x_strides, mask_strides, counts, PER, LAST, ND, WIDE, Q, C
+        sample, values, p, total, samples, channels, out, x_strides, mask_strides, counts, PER, MASKED, LAST, ND, WIDE, Q, C
     )
     to = placed(r, (o0 * out[1] + o1) * out[2] + o2, c, out[0] * out[1] * out[2], channels, LAST)
     value = tl.zeros(here.shape, tl.float32)
@@ -310,8 +327,8 @@ def each_sample(
                 got = tl.where(v < 0, -got, tl.where(v == 0, 0.0, got))
             elif LIFT == CLAMP:
                 got = tl.where(v < eps, 0.0, got)
-            if MASKED:
-                got = got / tl.where(weight > 0, weight, 1.0)
+            if MASKED > 0:
+                got = got / weight
             got = tl.where(valid & inside, got, 0.0)
             f = ((o0 * room[0] + t0) * s1 + o1 * room[1] + t1) * s2 + o2 * room[2] + t2
             asked = here & along(known & (t0 < n0) & (t1 < n1) & (t2 < n2), LAST)
@@ -527,10 +544,12 @@ def gather(
         result = tl.where(v < 0, -result, tl.where(v == 0, 0.0, result))
     elif LIFT == CLAMP:
         result = tl.where(v < eps, 0.0, result)
-    if MASKED:
-        away = sample * mask_strides[0] + w0 * mask_strides[2] + w1 * mask_strides[3] + w2 * mask_strides[4]
-        counted = tl.load(mask + along(away, LAST) + across(c * mask_strides[1], LAST), mask=here, other=0) != 0
-        result = tl.where(counted, result, 0.0)
+    away = sample * mask_strides[0] + w0 * mask_strides[2] + w1 * mask_strides[3] + w2 * mask_strides[4]
+    if MASKED == SHARED:
+        result = tl.where(along(tl.load(mask + away, mask=on, other=0) != 0, LAST), result, 0.0)
+    elif MASKED == OWN:
+        seen = along(away, LAST) + across(c * mask_strides[1], LAST)
+        result = tl.where(tl.load(mask + seen, mask=here, other=0) != 0, result, 0.0)
     away = sample * dx_strides[0] + w0 * dx_strides[2] + w1 * dx_strides[3] + w2 * dx_strides[4]
     to = along(away, LAST) + across(c * dx_strides[1], LAST)
     if MORE:
@@ -570,8 +589,8 @@ def _settings(recipe: Recipe, spots: Spots, mask: Tensor | None, last: bool) -> 
         "mask_strides": (0,) * 5 if mask is None else strides(mask, len(spots.out)),
         "out": _three(spots.out), "taps": _three(spots.taps),
         "fixed": float(recipe.divisor or 1), "DIVISOR": -1 if recipe.op != "mean" else 0 if recipe.divisor is None else 1,
-        "BETWEEN": spots.between, "MASKED": mask is not None, "LAST": last, "ND": len(spots.out),
-        "num_warps": 4, "enable_fp_fusion": False,
+        "BETWEEN": spots.between, "MASKED": 0 if mask is None else 1 if mask.shape[1] == 1 else 2,
+        "LAST": last, "ND": len(spots.out), "num_warps": 4, "enable_fp_fusion": False,
     }  # fmt: skip
 
 
@@ -601,13 +620,13 @@ def fold(x: Tensor, mask: Tensor | None, recipe: Recipe, spots: Spots, last: boo
     if y is None or y.numel() == 0:
         return
     start, push, _, finish = GROUPS[recipe.op]
-    unroll = spots.ratio ** len(spots.out)
+    written_out = mask is None and 0 < (2 * spots.ratio) ** len(spots.out) <= UNROLLED
     grid, told = _places(y, x, spots, last)
     fold_bins[grid](
         y=y, held=None if held is None else held.view(torch.uint8), exact=value, kept=winners, first=first, second=second,
         number=number, mask_channels=0 if mask is None else mask.shape[1], **told, **_settings(recipe, spots, mask, last),
         START=start, PUSH=push, FINISH=finish, FLAG=_flag(recipe, spots),
-        RATIO=spots.ratio, UNROLL=unroll if unroll <= UNROLLED else 0,
+        RATIO=spots.ratio, UNROLL=spots.ratio ** len(spots.out) if written_out else 0,
         KEEP_TAP=winners is not None, KEEP_STATE=first is not None, KEEP_EXACT=value is not None,
         KEEP_NUMBER=number is not None, WIDE=wide(x, y, *spots.tables),
     )  # fmt: skip
