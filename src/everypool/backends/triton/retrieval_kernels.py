@@ -232,25 +232,32 @@ def join(sums, tops, weights, mean, total, top_all, weight_all, D, R, chunks, K:
 
 @triton.jit
 def felt(
-    z, r, u, grad, tops, weights, lost, counts, pairs, sample, first, stop, D, R, L, u_step, counts_sizes, pairs_sizes,
+    z, r, u, grad, mean, tops, weights, counts, pairs, sample, first, stop, D, R, L, u_step, counts_sizes, pairs_sizes,
     COUNTS: tl.constexpr, PAIRS: tl.constexpr,
     V: tl.constexpr, C: tl.constexpr, B: tl.constexpr, W: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """State r, the gradient of its mean, its associations with a tile of patterns, and the gradient of its scores."""
+    """State r, the gradient of its mean, its associations with a tile of patterns, and the gradient of its scores.
+
+    That is the gradient times how far a pattern is from the mean: where an association is almost 1, so is the mean that
+    pattern, and a difference of two products would be what rounding leaves.
+    """
     q = vector(u + sample * u_step, r, R, D, V, C, W, E)
     g = vector(grad + sample * R * D, r, R, D, V, C, W, E)
     top = tl.load(tops + sample * R + r, mask=r < R, other=0)
     weight = tl.load(weights + sample * R + r, mask=r < R, other=1)
-    less = tl.load(lost + sample * R + r, mask=r < R, other=0)
+    m = vector(mean + sample * R * D, r, R, D, V, C, W, E)
+    away = ()
+    for c in tl.static_range(C):
+        away += (z[c] - m[c],)
     scores = allowed(products(z, q, C), tl.minimum(r, R - 1), sample, first, stop, L, counts, counts_sizes, pairs, pairs_sizes,
                      COUNTS, PAIRS, B, W)  # fmt: skip
     xi = tl.exp(scores - top) / weight
-    return q, g, xi, xi * (products(z, g, C) - less)
+    return q, g, xi, xi * products(away, g, C)
 
 
 @triton.jit
 def share(
-    x, u, grad, tops, weights, lost, counts, pairs, dx, changes, sums,
+    x, u, grad, mean, tops, weights, counts, pairs, dx, changes, sums,
     S, D, R, L, rows, chunks, x_sizes, dx_sizes, u_step, counts_sizes, pairs_sizes, eps,
     NORM: tl.constexpr, COUNTS: tl.constexpr, PAIRS: tl.constexpr,
     DX: tl.constexpr, CHANGES: tl.constexpr, SUMS: tl.constexpr, RB: tl.constexpr,
@@ -266,7 +273,7 @@ def share(
         if SUMS:
             larger = ()
             for r in tl.static_range(RB):
-                q, g, xi, change = felt(z, r, u, grad, tops, weights, lost, counts, pairs, sample, first, stop, D, R, L,
+                q, g, xi, change = felt(z, r, u, grad, mean, tops, weights, counts, pairs, sample, first, stop, D, R, L,
                                         u_step, counts_sizes, pairs_sizes, COUNTS, PAIRS, V, C, B, W, E)  # fmt: skip
                 dz = pulled(dz, q, g, xi, change, C)
                 for c in tl.static_range(C):
@@ -274,20 +281,20 @@ def share(
             total = larger
         else:
             for r in range(0, R):
-                q, g, xi, change = felt(z, r, u, grad, tops, weights, lost, counts, pairs, sample, first, stop, D, R, L,
+                q, g, xi, change = felt(z, r, u, grad, mean, tops, weights, counts, pairs, sample, first, stop, D, R, L,
                                         u_step, counts_sizes, pairs_sizes, COUNTS, PAIRS, V, C, B, W, E)  # fmt: skip
                 dz = pulled(dz, q, g, xi, change, C)
                 if CHANGES:
                     tl.store(changes + (sample * R + r) * S + first + row, change, mask=row < stop - first)
         if DX:
-            mean = across(dz, C) / D
+            level = across(dz, C) / D
             along = products(dz, z, C) / D
             start, xs, xd = steps(dx, sample, first, dx_sizes, WIDE)
             line = tl.arange(0, B * W)[:, None]
             for c in tl.static_range(C):
                 slope = dz[c]
                 if NORM:
-                    slope = scale[:, :, None] * (slope - mean[:, :, None] - z[c] * along[:, :, None])
+                    slope = scale[:, :, None] * (slope - level[:, :, None] - z[c] * along[:, :, None])
                 d = elements(c, V, E)
                 slope = tl.reshape(slope.to(dx.dtype.element_ty), (B * W, E))
                 tl.store(start + (line * xs + d * xd), slope, mask=(line < stop - first) & (d < D))
@@ -431,7 +438,7 @@ def backward(
     changes = grad.new_empty((samples, states, count)) if learned and not few else None
     whole: dict[str, Any] = {"S": count, "D": width, "R": states, "x_sizes": x.stride(), "eps": eps or 0.0}
     share[(samples * chunks,)](
-        x=x, u=u, grad=grad, tops=top, weights=weight, lost=(grad * mean).sum(-1), dx=dx, changes=changes, sums=sums,
+        x=x, u=u, grad=grad, mean=mean, tops=top, weights=weight, dx=dx, changes=changes, sums=sums,
         **whole, L=states // heads, rows=rows, chunks=chunks, dx_sizes=(0, 0, 0) if dx is None else dx.stride(),
         u_step=u.stride(0), NORM=eps is not None,
         **masks(counts, pairs, (samples, heads, states // heads, count)),
