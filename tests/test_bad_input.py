@@ -334,7 +334,7 @@ def test_an_implementation_asked_for_by_name_never_falls_back(monkeypatch: pytes
         assert everypool.max_pool(X, 2).shape == (1, 2, 2, 2)
         assert choose().name == "eager"
     assert "did you mean 'eager'" in rejected(lambda: forced("eagr").__enter__(), ValueError, "EVERYPOOL_IMPL")
-    monkeypatch.setattr(triton, "_INSTALLED", False)
+    monkeypatch.setattr(triton, "INSTALLED", False)
     with pytest.raises(NotImplementedError, match="must be an implementation that is installed"):
         forced("triton").__enter__()
     command = [sys.executable, "-c", "import everypool"]

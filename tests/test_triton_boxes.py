@@ -48,12 +48,12 @@ def maps(nd: int, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tens
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the launches that were made since."""
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
     names: list[str] = []
     for name in ("fold", "backward", "slope"):
-        body = getattr(boxes_kernels, name)
-        monkeypatch.setattr(boxes_kernels, name, lambda *a, name=name, body=body: (names.append(name), body(*a))[1])
+        body = getattr(boxes_launch, name)
+        monkeypatch.setattr(boxes_launch, name, lambda *a, name=name, body=body: (names.append(name), body(*a))[1])
     return names
 
 
@@ -209,18 +209,18 @@ def test_same_bits_twice(ran: list[str]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_some_boxes_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> None:
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
-    monkeypatch.setattr(boxes_kernels, "HELD", 60)
+    monkeypatch.setattr(boxes_launch, "HELD", 60)
     compared(lambda x: roi_align(x, boxes(1), 2, 0.8, 2, reducer="soft"), [maps(1, dtype=dtype)], dtype)
     compared(lambda x: roi_pool(x, boxes(1), 2, 0.8), [maps(1, dtype=dtype)], dtype)
     assert ran == ["fold", "backward"] * 2
 
 
 def test_places_that_need_64_bits(monkeypatch: pytest.MonkeyPatch, ran: list[str]) -> None:
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
-    monkeypatch.setattr(boxes_kernels, "wide", lambda *tensors: True)
+    monkeypatch.setattr(boxes_launch, "wide", lambda *tensors: True)
     for function in (roi_pool, functools.partial(roi_align, sampling_ratio=1)):
         compared(lambda x, f=function: f(x, boxes(2)[[0, 2]], 2, 0.8, reducer="gem:p=3"), [maps(2)])
     assert ran == ["fold", "backward"] * 2

@@ -23,6 +23,7 @@ from torch.autograd import Function
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
 from everypool.backends.eager import plain_autograd
+from everypool.backends.gradients import by_definition
 from everypool.backends.layout import LAST, Layout
 from everypool.backends.recipe import Recipe, parameter_values
 
@@ -404,19 +405,16 @@ def _like(slopes: Tensor, parameter: Tensor) -> Tensor:
     return total.reshape(parameter.shape).to(parameter.dtype)
 
 
-def _defined(fold: Fold, x: Tensor, parameter: Tensor | None, needs: Sequence[bool], grads: Sequence[Tensor]) -> list[Any]:
+def _defined(
+    fold: Fold, x: Tensor, parameter: Tensor | None, needs: Sequence[bool], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
     """The gradients by the definition, with a graph of their own where one is recorded."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         if not again:
             x = x.detach().requires_grad_()
         ys = fold.define(x)  # type: ignore[misc]
-        wanted = [(i, t) for i, t in enumerate((x, parameter)) if needs[i] and t is not None]
-        found = torch.autograd.grad(ys, [t for _, t in wanted], grads, create_graph=again, allow_unused=True)
-    result: list[Any] = [None, None]
-    for (i, _), g in zip(wanted, found, strict=True):
-        result[i] = g
-    return result
+        return by_definition(ys, (x, parameter), needs[:2], grads, again=again)
 
 
 class _Linear(Function):

@@ -6,6 +6,7 @@ other way round, so these functions are closed under differentiation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,17 @@ from torch.autograd import Function
 if TYPE_CHECKING:
     from everypool.backends.eager import Folds
 
-__all__ = ["LogMeanExp", "SoftMean", "Spread", "Total", "Weighted", "mean_of"]
+__all__ = ["LogMeanExp", "SoftMean", "Spread", "Total", "Weighted", "by_definition", "mean_of"]
+
+
+def by_definition(
+    y: Any, tensors: Sequence[Tensor | None], needs: Sequence[bool], grads: Any, *, again: bool = True
+) -> list[Tensor | None]:
+    """Gradients of the `tensors` that need one, from what the definition has computed of them; with `again` they have a graph
+    of their own."""
+    wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, grads, create_graph=again, allow_unused=True))
+    return [next(found) if needed and t is not None else None for t, needed in zip(tensors, needs, strict=True)]
 
 
 def mean_of(centre: Tensor, total: Tensor, rest: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from everypool.backends.triton.boxes import Pooled, spots_of
 from everypool.backends.triton.grid import LISTED, Unsupported, grid_of
 from everypool.backends.triton.operators import Fused
 from everypool.backends.triton.planes import Planes, held
-from everypool.backends.triton.registry import direct
+from everypool.backends.triton.registry import INSTALLED, TYPES, direct
 from everypool.backends.triton.retrieval import Retrieval
 from everypool.backends.work import most
 
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 INTERPRET = "TRITON_INTERPRET"
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
 META = torch.device("meta")  # where only shapes are asked for
 ORDERED = 1024  # elements of a window that a program puts in order
 NEAR_ZERO = 1e-2  # powers below need the series of the definition
@@ -50,15 +48,12 @@ NEAR_ZERO = 1e-2  # powers below need the series of the definition
 
 def installed() -> bool:
     """Whether Triton can be imported."""
-    return _INSTALLED
+    return INSTALLED
 
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on tensors of the CPU."""
     return os.environ.get(INTERPRET, "0") not in ("", "0")
-
-
-_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def suits(x: Any) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
-from everypool.backends.layout import LAST, in_pixels
+from everypool.backends.gradients import by_definition
+from everypool.backends.layout import in_pixels
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import Unsupported
-from everypool.backends.triton.operators import FLAGS, WEIGHED, WINNERS, recipe_of
-from everypool.backends.triton.registry import define, present
+from everypool.backends.triton.operators import WEIGHED, WINNERS, of_values, recipe_of, told
+from everypool.backends.triton.registry import define, laid_out, present
 
 __all__ = ["OUTSIDE", "Pooled", "Spots", "spots_of"]
 
@@ -111,12 +112,6 @@ def parts_of(
     return parts
 
 
-def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype, last: bool) -> Tensor:
-    """Fresh memory, with channels side by side or not."""
-    form = LAST[len(shape)] if last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
-
-
 def _unpacked(common: Sequence[Any]) -> tuple[Tensor | None, Recipe, Spots, bool]:
     sample, tables, out, taps, ratio, mask, values, op, numbers, flags, _, last = common
     return mask, recipe_of(op, numbers, flags, values), Spots(sample, tuple(tables), tuple(out), tuple(taps), ratio), last
@@ -129,11 +124,11 @@ def _parts(x: Tensor, common: Sequence[Any]) -> list[Tensor | None]:
 
 
 def _fold(x: Tensor, *common: Any) -> list[Tensor]:
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
     parts = _parts(x, common)
     mask, recipe, spots, last = _unpacked(common[:-1])
-    boxes_kernels.fold(x, mask, recipe, spots, last, parts)
+    boxes_launch.fold(x, mask, recipe, spots, last, parts)
     return present(parts, x)
 
 
@@ -142,11 +137,11 @@ def _fold_fake(x: Tensor, *common: Any) -> list[Tensor]:
 
 
 def _backward(grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Tensor], shape: list[int], *common: Any) -> Tensor:
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
     mask, recipe, spots, last = _unpacked(common)
     dx = _backward_fake(grad, x, y, kept, shape, *common)
-    boxes_kernels.backward(grad, x, y, kept, mask, recipe, spots, last, dx)
+    boxes_launch.backward(grad, x, y, kept, mask, recipe, spots, last, dx)
     return dx
 
 
@@ -155,11 +150,11 @@ def _backward_fake(grad: Tensor, x: Tensor | None, y: Tensor, kept: list[Tensor]
 
 
 def _slope(x: Tensor, y: Tensor, kept: list[Tensor], *common: Any) -> Tensor:
-    from everypool.backends.triton import boxes_kernels
+    from everypool.backends.triton import boxes_launch
 
     mask, recipe, spots, last = _unpacked(common)
     result = _slope_fake(x, y, kept, *common)
-    boxes_kernels.slope(x, y, kept, mask, recipe, spots, last, result)
+    boxes_launch.slope(x, y, kept, mask, recipe, spots, last, result)
     return result
 
 
@@ -201,23 +196,11 @@ class Pooled:
         return cls(recipe, spots, mask, in_pixels(x), define)
 
     def common(self) -> tuple[Any, ...]:
-        recipe, spots = self.recipe, self.spots
-        learned = isinstance(recipe.parameter, Tensor)
-        number = 1.0 if learned or recipe.parameter is None else float(recipe.parameter)
-        return (
-            spots.sample,
-            list(spots.tables),
-            list(spots.out),
-            list(spots.taps),
-            spots.ratio,
-            self.mask,
-            recipe.parameter.detach() if learned else None,
-            recipe.op,
-            [number, float(recipe.eps), float(recipe.divisor or 0)],
-            [getattr(recipe, flag) for flag in FLAGS],
-            spots.most <= WINNERS,  # told, not found again: where sizes are symbols, both sides must find the same
-            self.last,
-        )
+        spots = self.spots
+        values, *recipe = told(self.recipe)
+        boxes = spots.sample, list(spots.tables), list(spots.out), list(spots.taps), spots.ratio
+        # whether a winner fits a byte is told, not found again: where sizes are symbols, both sides must find the same
+        return *boxes, self.mask, values, *recipe, spots.most <= WINNERS, self.last
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The values (R, C, *out), and (R, 1 or C, *out) which bins hold something."""
@@ -244,24 +227,11 @@ class _Graph(Function):
         pooled: Pooled = ctx.pooled
         needs_x, needs_values = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() and not traced():
-            return *_defined(pooled, x, values, (needs_x, needs_values), grad), None
+            return *by_definition(pooled.define(x), (x, values), (needs_x, needs_values), grad), None  # type: ignore[misc]
         needed = x if pooled.recipe.op in WEIGHED else None
         common = pooled.common()
         dx = torch.ops.everypool.fused_boxes_backward(grad, needed, y, kept, list(x.shape), *common) if needs_x else None
         slope = None
         if needs_values and values is not None:
-            gained = torch.ops.everypool.fused_boxes_slope(x, y, kept, *common) * grad
-            slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
-            slope = slope.to(values.dtype)
+            slope = of_values(torch.ops.everypool.fused_boxes_slope(x, y, kept, *common) * grad, values)
         return dx, slope, None
-
-
-def _defined(pooled: Pooled, x: Tensor, values: Tensor | None, needs: Sequence[bool], grad: Tensor) -> list[Any]:
-    """The gradients by the definition, with a graph of their own."""
-    y = pooled.define(x)  # type: ignore[misc]
-    wanted = [(i, t) for i, t in enumerate((x, values)) if needs[i] and t is not None]
-    found = torch.autograd.grad(y, [t for _, t in wanted], grad, create_graph=True, allow_unused=True)
-    result: list[Any] = [None, None]
-    for (i, _), g in zip(wanted, found, strict=True):
-        result[i] = g
-    return result

@@ -20,12 +20,13 @@ from everypool.backends.triton.launches import Choice, Known, Made, repeated
 from everypool.backends.triton.operators import CHOSEN
 from everypool.backends.triton.registry import there
 
-__all__ = ["backward", "fold", "slope", "strides", "wide"]
+__all__ = ["backward", "flag_of", "fold", "given", "slope", "strides", "values_of", "wide"]
 
 LIMIT = (1 << 31) - 1  # beyond, indices are computed in 64 bits
 UNROLLED = 32  # taps up to which a window is written out
 STRIDES = 8  # of which kernels are compiled for one each
 AHEAD = 8  # elements of a line on their way at once, where windows run along it
+KAHAN = 4096  # taps beyond which a sum keeps what rounding took
 ORDERED = 1024  # elements that are put in order together
 BLOCK, TILE = 1024, 4096  # where lines lie along memory: elements of one that are looked at together, and of all
 
@@ -51,6 +52,11 @@ def row_of(taps: int, total: int, choice: Choice | None) -> dict[str, int]:
     return {"rows": total, "blocks": 1, "R": max(1, held // width), "C": 0, "T": width}
 
 
+def _compiled(choice: Choice | None) -> dict[str, Any]:
+    """How to compile; differences are exact only if no product joins them."""
+    return {"num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False}
+
+
 def programs(tile: dict[str, int]) -> int:
     return triton.cdiv(tile["rows"], tile["R"]) * tile["blocks"]
 
@@ -74,10 +80,10 @@ def _op(recipe: Recipe) -> str:
 def _settings(recipe: Recipe, grid: Grid) -> dict[str, Any]:
     """What all three kernels are told of reducer and windows."""
     found: dict[str, Any] = {f"KIND{axis}": kind for axis, kind in enumerate(grid.kinds)}
-    return found | {f"axis{axis}": numbers for axis, numbers in enumerate(grid.axes)} | _values(recipe)
+    return found | {f"axis{axis}": numbers for axis, numbers in enumerate(grid.axes)} | values_of(recipe)
 
 
-def _values(recipe: Recipe) -> dict[str, Any]:
+def values_of(recipe: Recipe) -> dict[str, Any]:
     """What all kernels are told of the reducer."""
     parameter = recipe.parameter
     learned = isinstance(parameter, Tensor)
@@ -94,7 +100,7 @@ def _steps(t: Tensor | None, grid: Grid) -> tuple[int, ...]:
     return (0,) * 5 if t is None else strides(t, grid.nd)
 
 
-def _given(mask: Tensor | None, recipe: Recipe) -> dict[str, Tensor | None]:
+def given(mask: Tensor | None, recipe: Recipe) -> dict[str, Tensor | None]:
     """The tensors that all kernels read."""
     values = recipe.parameter if isinstance(recipe.parameter, Tensor) else None
     return {"mask": None if mask is None else mask.view(torch.uint8), "values": values}
@@ -125,6 +131,12 @@ def _spans(grid: Grid) -> dict[str, Any]:
     return {f"{name}{axis}": grid.tables[TABLES * axis + at] for axis in range(3) for at, name in enumerate("sc")}
 
 
+def _looked_at(x: Tensor, grid: Grid) -> dict[str, Any]:
+    """What kernels are told that look at a window's elements."""
+    taps = {f"k{axis}": taps for axis, taps in enumerate(grid.taps)}
+    return taps | _spans(grid) | {"channels": x.shape[1], "x_strides": strides(x, grid.nd)}
+
+
 def fold(
     x: Tensor,
     mask: Tensor | None,
@@ -142,7 +154,7 @@ def fold(
     if y is None or y.numel() == 0:
         return
     names = ("y", "index", "kept", "exact", "first", "second", "number")
-    tensors = {"x": x, "onto": onto, **_given(mask, recipe), **dict(zip(names, parts, strict=True))}
+    tensors = {"x": x, "onto": onto, **given(mask, recipe), **dict(zip(names, parts, strict=True))}
     make = _middle if recipe.op == "median" else _fold if grid.running is None else _run
     key = (make, _key(x, mask, tensors["values"]), *[part is None for part in (onto, *parts)])
     known = {} if known is None else known
@@ -161,14 +173,12 @@ def _fold(
     tile = {**tile_of(y, lanes), "T": 1} if short else row_of(grid.most, y.numel(), choice)
     start, push, over, finish = GROUPS[op]
     taps = grid.taps if short else (1, 1, 1)
-    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid) | _divided(recipe, grid) | _kept(tensors)
+    found = _settings(recipe, grid) | _masked(mask, grid) | _looked_at(x, grid) | _divided(recipe, grid) | _kept(tensors)
     found |= {
-        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
-        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
-        "START": start, "PUSH": push, "OVER": over, "FINISH": finish, "FLAG": _flag(recipe, grid.most),
+        "START": start, "PUSH": push, "OVER": over, "FINISH": finish, "FLAG": flag_of(recipe, grid.most),
         "TAPS0": taps[0], "TAPS1": taps[1], "TAPS2": taps[2], "TAP": op == "max", "OWN": grid.own and mask is not None,
         "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
-        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
+        **_compiled(choice), **tile,
     }  # fmt: skip
     return kernels.fold, programs(tile), found
 
@@ -179,16 +189,14 @@ def _middle(
     """`_fold` for the value in the middle of the order."""
     width = max(2, triton.next_power_of_2(grid.most))
     tile = {"rows": y.numel(), "blocks": 1, "R": max(1, ORDERED // width), "C": 0, "T": width}
-    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
+    found = _settings(recipe, grid) | _masked(mask, grid) | _looked_at(x, grid)
     for name in ("p", "eps", "SUM", "LIFT", "PER"):
         del found[name]
     found |= {
-        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
-        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
         "UPPER": int(recipe.upper), "BOTH": recipe.both, "BACKWARDS": any(axis[2] < 0 for axis in grid.axes),
         "OWN": grid.own and mask is not None,
         "KEEP_TAP": tensors["kept"] is not None, "LAST": in_pixels(y), "ND": grid.nd, "WIDE": wide(x, y) or _far(grid),
-        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
+        **_compiled(choice), **tile,
     }  # fmt: skip
     return kernels.middle, programs(tile), found
 
@@ -199,11 +207,11 @@ def _kept(tensors: Tensors) -> dict[str, bool]:
     return {flag: tensors[name] is not None for flag, name in names.items()}
 
 
-def _flag(recipe: Recipe, taps: int) -> bool:
+def flag_of(recipe: Recipe, taps: int) -> bool:
     """The one choice that each group leaves open."""
     if recipe.op == "max":
         return recipe.last
-    return recipe.plain_gradient if recipe.op == "soft" else taps > 4096
+    return recipe.plain_gradient if recipe.op == "soft" else taps > KAHAN
 
 
 def _far(grid: Grid) -> bool:
@@ -234,7 +242,7 @@ def backward(
     winners, value, first, second, number = there(kept)
     tensors = {
         "x": x, "grad": grad, "y": y if value is None else value, "kept": winners, "first": first, "second": second,
-        "number": number, "dx": dx, **_given(mask, recipe),
+        "number": number, "dx": dx, **given(mask, recipe),
     }  # fmt: skip
     make = _share if grid.running is None else _unrun
     known = {} if known is None else known
@@ -267,7 +275,7 @@ def _share(
         "TAP": chosen, "BOTH": chosen and recipe.both, "KEEP_STATE": not chosen and tensors["first"] is not None,
         "KEEP_NUMBER": tensors["number"] is not None,
         "LAST": in_pixels(dx), "ND": grid.nd, "WIDE": wide(dx, grad) or _far(grid),
-        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
+        **_compiled(choice), **tile,
     }  # fmt: skip
     return kernels.share, programs(tile), found
 
@@ -275,12 +283,10 @@ def _share(
 def _holds(kind: int, axis: tuple[int, ...]) -> int:
     """How many windows hold an element at most along an axis; 0 where only a table tells."""
     n, out, stride, _, kernel, step, _ = axis
-    if kind == KEEP:
+    if kind in (KEEP, WHOLE):
         return 1
     if kind in (SLIDE, FULL):
         return min(((kernel - 1) * step) // stride + 1, out)
-    if kind == WHOLE:
-        return 1
     if kind == BINS:
         return 1 if n % out == 0 else min(out, out // n + 2)
     return 0
@@ -302,7 +308,7 @@ def slope(
     _, value, first, second, number = there(kept)
     tensors = {
         "x": x, "y": y if value is None else value, "first": first, "second": second, "number": number, "result": result,
-        **_given(mask, recipe),
+        **given(mask, recipe),
     }  # fmt: skip
     known = {} if known is None else known
     key = (_slope, _key(x, mask, tensors["values"]))
@@ -315,13 +321,11 @@ def _slope(
     tile = row_of(grid.most, result.numel(), choice)
     if grid.running is not None:  # a window at a time, like any other that a table lists
         grid = replace(grid, kinds=tuple(TABLE if kind == RUN else kind for kind in grid.kinds))
-    found = _settings(recipe, grid) | _masked(mask, grid) | _spans(grid)
+    found = _settings(recipe, grid) | _masked(mask, grid) | _looked_at(x, grid)
     found |= {
-        "channels": x.shape[1], "x_strides": strides(x, grid.nd),
-        "k0": grid.taps[0], "k1": grid.taps[1], "k2": grid.taps[2],
         "SLOPE": SLOPES[recipe.op], "KEEP_NUMBER": tensors["number"] is not None,
         "LAST": in_pixels(result), "ND": grid.nd, "WIDE": wide(x, result) or _far(grid),
-        "num_warps": 4 if choice is None else choice.warps, "enable_fp_fusion": False, **tile,
+        **_compiled(choice), **tile,
     }  # fmt: skip
     return kernels.slope, programs(tile), found
 
@@ -335,13 +339,13 @@ def _lines(grid: Grid, y: Tensor, *others: Tensor | None) -> dict[str, Any]:
         "total": y.numel() // n, "channels": y.shape[1], "n": n,
         "sides": tuple(1 if number == axis else side for number, side in enumerate(spatial)),
         "REVERSE": grid.axes[axis][2] < 0, "LAST": in_pixels(y), "ND": grid.nd,
-        "WIDE": wide(y, *(other for other in others if other is not None)), "enable_fp_fusion": False,
+        "WIDE": wide(y, *(other for other in others if other is not None)),
     }  # fmt: skip
 
 
 def _stepped(name: str, t: Tensor | None, grid: Grid) -> dict[str, Any]:
     """Strides across lines, and along."""
-    steps = (0,) * 5 if t is None else strides(t, grid.nd)
+    steps = _steps(t, grid)
     return {f"{name}_strides": steps, f"{name}_step": steps[2 + (grid.running or 0)]}
 
 
@@ -351,17 +355,17 @@ def _along_memory(recipe: Recipe, grid: Grid, *tensors: Tensor | None) -> bool:
     return recipe.op in SWEEPS and all(t is None or strides(t, grid.nd)[2 + axis] == 1 for t in tensors)
 
 
-def _walk(lines: int, choice: Choice | None) -> dict[str, int]:
+def _walk(lines: int, choice: Choice | None) -> dict[str, Any]:
     """Lines that a program walks, two per thread where there are plenty, and elements of each ahead."""
     lanes = (256 if lines >= 1 << 16 else 128) if choice is None else choice.lanes // 4
-    return {"R": lanes, "T": AHEAD, "num_warps": 4 if choice is None else min(choice.warps, lanes // 32)}
+    return {"R": lanes, "T": AHEAD, **_compiled(choice and choice._replace(warps=min(choice.warps, lanes // 32)))}
 
 
-def _tile(n: int, choice: Choice | None) -> dict[str, int]:
+def _tile(n: int, choice: Choice | None) -> dict[str, Any]:
     """A block of lines, and of their elements."""
     width = min(triton.next_power_of_2(n), BLOCK)
     held = TILE if choice is None else 4 * choice.lanes
-    return {"R": max(1, held // width), "T": width, "num_warps": 4 if choice is None else choice.warps}
+    return {"R": max(1, held // width), "T": width, **_compiled(choice)}
 
 
 def _run(
@@ -373,7 +377,7 @@ def _run(
     found = _lines(grid, y, x) | _stepped("x", x, grid) | _stepped("mask", mask, grid) | _kept(tensors)
     found |= {
         "flat": tuple(spatial[1:]), "flat_step": math.prod(spatial[axis + 1 :]), "fixed": float(recipe.divisor or 1),
-        "START": GROUPS[recipe.op][0], "FINISH": GROUPS[recipe.op][3], "FLAG": _flag(recipe, grid.most),
+        "START": GROUPS[recipe.op][0], "FINISH": GROUPS[recipe.op][3], "FLAG": flag_of(recipe, grid.most),
         "DIVISOR": -1 if recipe.op != "mean" else 0 if recipe.divisor is None else 1,
         "MASKED": mask is not None, "ONTO": tensors["onto"] is not None,
     }  # fmt: skip
@@ -383,7 +387,7 @@ def _run(
         for name in ("x_step", "KEEP_STATE", "KEEP_EXACT"):
             del found[name]
         return runs_kernels.sweep, triton.cdiv(found["total"], found["R"]), found
-    found |= _stepped("y", y, grid) | _values(recipe) | _walk(found["total"], choice)
+    found |= _stepped("y", y, grid) | values_of(recipe) | _walk(found["total"], choice)
     found |= {"PUSH": GROUPS[recipe.op][1], "TAP": recipe.op == "max"}
     return runs_kernels.run, triton.cdiv(found["total"], found["R"]), found
 
@@ -407,6 +411,6 @@ def _unrun(
     if _along_memory(recipe, grid, dx):
         found |= {"y_strides": strides(dx, grid.nd), **_tile(grid.most, choice)}
         return runs_kernels.unsweep, triton.cdiv(found["total"], found["R"]), found
-    found |= _stepped("x", x, grid) | _stepped("y", dx, grid) | _values(recipe) | _walk(found["total"], choice)
+    found |= _stepped("x", x, grid) | _stepped("y", dx, grid) | values_of(recipe) | _walk(found["total"], choice)
     found |= {"SPREAD": SPREADS[recipe.op], "FLAG": recipe.plain_gradient, "KEEP_STATE": tensors["first"] is not None}
     return runs_kernels.unrun, triton.cdiv(found["total"], found["R"]), found

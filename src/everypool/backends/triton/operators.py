@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
+from everypool.backends.gradients import by_definition
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import NUMBERS, Grid
 from everypool.backends.triton.registry import define, direct, laid_out, present
@@ -50,6 +51,14 @@ def parts_of(x: Tensor, grid: Grid, recipe: Recipe, masked: bool, bytes: bool, k
         single if keep and masked and recipe.op not in CHOSEN else None,
     ]
     return [None if dtype is None else laid_out(x, shape, dtype) for dtype in wanted]
+
+
+def told(recipe: Recipe) -> tuple[Any, ...]:
+    """A recipe as an operator is told of it: the parameter's values if they are a tensor, and what `recipe_of` takes."""
+    learned = isinstance(recipe.parameter, Tensor)
+    number = 1.0 if learned or recipe.parameter is None else float(recipe.parameter)
+    numbers = [number, float(recipe.eps), float(recipe.divisor or 0)]
+    return recipe.parameter.detach() if learned else None, recipe.op, numbers, [getattr(recipe, flag) for flag in FLAGS]
 
 
 def recipe_of(op: str, numbers: Sequence[float], flags: Sequence[bool], values: Tensor | None) -> Recipe:
@@ -125,6 +134,12 @@ for _name, _body, _fake in (
     define(_name, SCHEMAS[_name].format(common=COMMON), _body, _fake)
 
 
+def of_values(gained: Tensor, values: Tensor) -> Tensor:
+    """The gradient of a parameter from what all values of the result gain with it."""
+    slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
+    return slope.to(values.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Fused:
     """One call: a reducer over a grid. `define` computes the same by the definition, for gradients of gradients."""
@@ -141,23 +156,11 @@ class Fused:
         return self.grid.running is not None or self.grid.most <= WINNERS
 
     def common(self) -> tuple[Any, ...]:
-        recipe, grid = self.recipe, self.grid
-        learned = isinstance(recipe.parameter, Tensor)
-        number = 1.0 if learned or recipe.parameter is None else float(recipe.parameter)
-        return (
-            self.mask,
-            recipe.parameter.detach() if learned else None,
-            list(grid.tables),
-            [number for axis in grid.axes for number in axis],
-            list(grid.taps),
-            list(grid.kinds),
-            grid.nd,
-            grid.own,
-            recipe.op,
-            [number, float(recipe.eps), float(recipe.divisor or 0)],
-            [getattr(recipe, flag) for flag in FLAGS],
-            self.bytes,
-        )
+        grid = self.grid
+        values, *recipe = told(self.recipe)
+        axes = [number for axis in grid.axes for number in axis]
+        windows = list(grid.tables), axes, list(grid.taps), list(grid.kinds), grid.nd, grid.own
+        return self.mask, values, *windows, *recipe, self.bytes
 
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, ...]:
         """The values, and their positions where the recipe asks for them; running values are added to `onto`."""
@@ -217,25 +220,12 @@ class _Graph(Function):
         needs_x, needs_values, needs_onto, _ = ctx.needs_input_grad
         passed = grad if needs_onto else None
         if torch.is_grad_enabled() and not traced():
-            return *_defined(fused, x, values, (needs_x, needs_values), grad), passed, None
+            return *by_definition(fused.define(x), (x, values), (needs_x, needs_values), grad), passed, None  # type: ignore[misc]
         if fused.grid.own and fused.mask is not None and (needs_values or fused.grid.running is None):
             grad = grad.masked_fill(~fused.mask, 0)  # no window where its own place does not count
         needed = x if fused.recipe.op in WEIGHED else None
         dx = fused.backward(grad, needed, y, kept) if needs_x else None
         slope = None
         if needs_values and values is not None:
-            gained = fused.slope(x, y, kept) * grad
-            slope = gained.sum().reshape(values.shape) if values.numel() == 1 else gained.sum([0, *range(2, gained.dim())])
-            slope = slope.to(values.dtype)
+            slope = of_values(fused.slope(x, y, kept) * grad, values)
         return dx, slope, passed, None
-
-
-def _defined(fused: Fused, x: Tensor, values: Tensor | None, needs: Sequence[bool], grad: Tensor) -> list[Any]:
-    """The gradients by the definition, with a graph of their own."""
-    y = fused.define(x)  # type: ignore[misc]
-    wanted = [(i, t) for i, t in enumerate((x, values)) if needs[i] and t is not None]
-    found = torch.autograd.grad(y, [t for _, t in wanted], grad, create_graph=True, allow_unused=True)
-    result: list[Any] = [None, None]
-    for (i, _), g in zip(wanted, found, strict=True):
-        result[i] = g
-    return result

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
+from everypool.backends.gradients import by_definition
 from everypool.backends.layout import in_pixels
 from everypool.backends.triton.registry import define, present
 
@@ -61,9 +62,7 @@ class _Graph(Function):
         first, second, *maps = ctx.saved_tensors
         planes: Planes = ctx.planes
         if torch.is_grad_enabled() and not traced() and planes.define is not None:
-            wanted = [x for x, needs in zip(maps, ctx.needs_input_grad[1:], strict=True) if needs]
-            found = iter(torch.autograd.grad(planes.define(*maps), wanted, grad, create_graph=True))
-            return None, *(next(found) if needs else None for needs in ctx.needs_input_grad[1:])
+            return None, *by_definition(planes.define(*maps), maps, ctx.needs_input_grad[1:], grad)
         same = ctx.number == 1
         parts = torch.ops.everypool.fused_planes_backward(grad, first, second, planes.kind, planes.reverse, same)
         return None, *parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,17 +14,23 @@ from torch import Tensor
 from everypool.backends.axes import traced
 from everypool.backends.layout import LAST, in_pixels
 
-__all__ = ["define", "direct", "laid_out", "on", "present", "there"]
+__all__ = ["INSTALLED", "TYPES", "define", "direct", "laid_out", "on", "present", "there"]
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _LIBRARY = torch.library.Library("everypool", "FRAGMENT")  # operators live as long as this does
 
 
 def define(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """An operator `everypool::name`: at import, since while a graph is recorded nothing can be defined.
+    """An operator `everypool::name`: at import, since while a graph is recorded nothing can be defined; with Triton alone.
 
     `body` computes, on the device of its first argument; `fake` makes results of the same shapes, types and memory formats
     without values.
     """
+
+    if not INSTALLED:
+        return
 
     @functools.wraps(body)
     def placed(x: Tensor, *others: Any) -> Any:
@@ -43,9 +50,9 @@ def on(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
-def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Fresh memory in the format of `like`."""
-    form = LAST[like.dim()] if in_pixels(like) else torch.contiguous_format
+def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype, last: bool | None = None) -> Tensor:
+    """Fresh memory in the format of `like`, or with channels side by side if `last`."""
+    form = LAST[len(shape)] if (in_pixels(like) if last is None else last) else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends.axes import traced
-from everypool.backends.triton.registry import define
+from everypool.backends.gradients import by_definition
+from everypool.backends.triton.registry import TYPES, define
 
 __all__ = ["Retrieval"]
 
 WIDEST = 4096  # elements of a pattern that fit the registers of the threads that share it
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
 MASKS = "Tensor? counts, Tensor? pairs, int heads, float? eps"
 
 
@@ -114,11 +114,11 @@ class _Graph(Function):
         x, u, mean, top, weight, *idle = ctx.saved_tensors
         retrieval: Retrieval = ctx.retrieval
         needs = list(ctx.needs_input_grad[:2])
-        found: list[Tensor] = []
+        dx = du = None
         if any(needs) and torch.is_grad_enabled() and not traced():
-            wanted = [part for part, needed in zip((x, u), needs, strict=True) if needed]
-            found += torch.autograd.grad(retrieval.define(x, u), wanted, grad, create_graph=True)  # type: ignore[misc]
+            dx, du = by_definition(retrieval.define(x, u), (x, u), needs, grad)  # type: ignore[misc]
         elif any(needs):
-            found += torch.ops.everypool.fused_retrieve_backward(grad, x, u, mean, top, weight, *retrieval.common(), needs)
-        dx, du = (found.pop(0) if needed else None for needed in needs)
+            made = (grad, x, u, mean, top, weight)
+            found = iter(torch.ops.everypool.fused_retrieve_backward(*made, *retrieval.common(), needs))
+            dx, du = (next(found) if needed else None for needed in needs)
         return dx, du, None, *(torch.zeros_like(part) for part in idle)
