@@ -14,25 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everypool.backends.context import can_compare_sizes, is_jit_tracing, is_tracing
 from everypool.backends.monoids import Monoid, State
 
-__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle", "readable", "traced"]
-
-
-def traced() -> bool:
-    """True while torch.compile or torch.export records the graph: sizes may then be symbols, so nothing branches on them."""
-    return torch.compiler.is_compiling()
-
-
-def readable(*tensors: Tensor) -> bool:
-    """Whether the values may be looked at: nothing records or transforms the computation, and there are values."""
-    return not (
-        traced() or torch._C._are_functorch_transforms_active() or any(tensor.device.type == "meta" for tensor in tensors)
-    )
+__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle"]
 
 
 def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:
     return part[(slice(None),) * dim + (slice(start, start + length),)]
+
+
+def reshape_axes(part: Tensor, dim: int, sizes: tuple[Any, ...], count: int = 1) -> Tensor:
+    """Replace `count` axes from `dim` on by axes of those sizes; a batch of gradients knows reshape, but not flatten."""
+    return part.reshape(*part.shape[:dim], *sizes, *part.shape[dim + count :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +128,7 @@ class Slide(Axis):
     right: int  # elements that the last window may need beyond the end; more than needed is cut off
 
     def fold(self, monoid: Monoid, state: State, dim: int) -> State:
-        if not traced():
+        if not is_tracing():
             if self.stride > self.n:
                 return Table.of(self).fold(monoid, state, dim)
             return self._trimmed()._fold(monoid, state, dim)
@@ -155,7 +149,7 @@ class Slide(Axis):
         span = (out - 1) * s + 1
         if k == 1:
             return tuple(_stepped(part, dim, 0, span, s) for part in parts)
-        if 3 < k <= s and d == 1 and not traced():
+        if 3 < k <= s and d == 1 and not is_tracing():
             parts = [crop(part, dim, 0, span + k - 1).unfold(dim, k, s) for part in parts]
             return monoid.over(tuple(parts), parts[0].dim() - 1)
         if k <= 3 or (k <= s and k <= 9):
@@ -180,9 +174,9 @@ class Slide(Axis):
         return Spans(first.expand(count.shape), count, d, slide=slide)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if not traced() and self.stride > self.n:
+        if not is_tracing() and self.stride > self.n:
             return Table.of(self).table(device)
-        here = self if traced() else self._trimmed()
+        here = self if is_tracing() else self._trimmed()
         taps = torch.arange(here.kernel, device=device) * here.dilation - here.left
         positions = (torch.arange(here.out, device=device) * here.stride).unsqueeze(-1) + taps
         exists = (positions >= 0) & (positions < here.n)
@@ -203,10 +197,10 @@ def middle(start: Tensor, last: Any, kernel: int, dilation: int, upper: bool) ->
 
 
 def _padded(part: Tensor, dim: int, left: int, right: int, value: float) -> Tensor:
-    if not traced() and left < 0:
+    if not is_tracing() and left < 0:
         size = part.shape[dim]
         part, left, right = crop(part, dim, -left, size), 0, min(right, size + left + right)
-    if not traced() and left == 0 and right <= 0:
+    if not is_tracing() and left == 0 and right <= 0:
         return part if right == 0 else crop(part, dim, 0, part.shape[dim] + right)
     pad = [0, 0] * (part.dim() - 1 - dim) + [left, right]
     if part.dtype == torch.int64 and value < -(2**62):
@@ -264,10 +258,11 @@ class Spread(Axis):
         left = (w.kernel - 1) * w.dilation - w.left
         dense = Slide(grid, w.n, w.kernel, 1, w.dilation, left, max(w.n + w.left - grid, 0))
         if w.stride > 1:  # windows stand `stride` elements apart; nothing stands between them
-            state = tuple(
-                crop(_padded(part.unsqueeze(dim + 1), dim + 1, 0, w.stride - 1, value).flatten(dim, dim + 1), dim, 0, grid)
+            spread = [
+                _padded(part.unsqueeze(dim + 1), dim + 1, 0, w.stride - 1, value)
                 for part, value in zip(state, monoid.identity, strict=True)
-            )
+            ]
+            state = tuple(crop(reshape_axes(part, dim, (w.out * w.stride,), 2), dim, 0, grid) for part in spread)
         return dense._fold(monoid, state, dim)
 
     def transposed(self) -> Axis:
@@ -284,11 +279,11 @@ class Bins(Axis):
     def fold(self, monoid: Monoid, state: State, dim: int) -> State:
         if self.out == 1:
             return tuple(part.unsqueeze(dim) for part in monoid.over(state, dim))
-        if not traced():
+        if not is_tracing():
             if self.n == 1:
                 return tuple(part.expand(*part.shape[:dim], self.out, *part.shape[dim + 1 :]) for part in state)
             if self.n % self.out == 0:
-                return monoid.over(tuple(part.unflatten(dim, (self.out, -1)) for part in state), dim + 1)
+                return monoid.over(tuple(reshape_axes(part, dim, (self.out, self.n // self.out)) for part in state), dim + 1)
         return Table(*self.table(state[0].device), self.n, self.out).fold(monoid, state, dim)
 
     def transposed(self) -> Axis:
@@ -363,14 +358,16 @@ def _looked_up(part: Tensor, dim: int, positions: Tensor, exists: Tensor, value:
     """part with `dim` replaced by (out, taps); taps that do not exist hold `value`."""
     out, taps = positions.shape[-2:]
     if positions.dim() == 2:
-        found = part.index_select(dim, positions.flatten()).unflatten(dim, (out, taps))
+        found = reshape_axes(part.index_select(dim, positions.flatten()), dim, (out, taps))
         shape = [1] * dim + [out, taps] + [1] * (part.dim() - dim - 1)
     else:
         rows = positions.shape[0]
         part = part.expand(rows, *part.shape[1:])
         shape = [rows] + [1] * (dim - 1) + [out, taps] + [1] * (part.dim() - dim - 1)
         flat = positions.reshape(rows, *[1] * (dim - 1), out * taps, *[1] * (part.dim() - dim - 1))
-        found = part.gather(dim, flat.expand(*part.shape[:dim], out * taps, *part.shape[dim + 1 :])).unflatten(dim, (out, taps))
+        found = reshape_axes(
+            part.gather(dim, flat.expand(*part.shape[:dim], out * taps, *part.shape[dim + 1 :])), dim, (out, taps)
+        )
     if part.dtype == torch.int64 and value < -(2**62):
         return torch.where(exists.reshape(shape), found, torch.full((), -(2**63), dtype=torch.int64, device=part.device))
     return found.masked_fill(~exists.reshape(shape), value)
@@ -391,13 +388,18 @@ class Run(Axis):
 
     def fold(self, monoid: Monoid, state: State, dim: int) -> State:
         step = 1
-        while step < (self.LONGEST_EXPORT if torch.compiler.is_exporting() else self.n):
+        while step < (self.n if can_compare_sizes() else self.LONGEST_EXPORT):
             moved = tuple(self._moved(part, dim, step, value) for part, value in zip(state, monoid.identity, strict=True))
             state = monoid.merge(moved, state)
             step *= 2
         return state
 
     def _moved(self, part: Tensor, dim: int, step: int, value: float) -> Tensor:
+        if is_jit_tracing():
+            place = torch.arange(self.n, device=part.device)
+            taken = (place + step).clamp(max=self.n - 1) if self.reverse else (place - step).clamp(min=0)
+            inside = place + step < self.n if self.reverse else place >= step
+            return _looked_up(part, dim, taken.unsqueeze(-1), inside.unsqueeze(-1), value).squeeze(dim + 1)
         if self.reverse:
             return crop(_padded(part, dim, 0, step, value), dim, step, self.n)
         return crop(_padded(part, dim, step, 0, value), dim, 0, self.n)

@@ -3,7 +3,7 @@ rows and columns have found, over the plane."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends import cpu
+from everypool.backends.context import find_obstacle
 from everypool.backends.layout import Layout
+from everypool.backends.linear import LinearMap
 from everypool.backends.recipe import Recipe
 
 __all__ = ["Corner", "cross_sum", "make_corner"]
@@ -47,6 +49,12 @@ class Corner:
         self._call(GRADIENT, grad, grad, found[0], found[-1], kept)
         return found
 
+    def linear_map(self, kept: Tensor, maps: int) -> LinearMap:
+        """Return the map once its maxima are known, for gradients without an address."""
+        shape = self.first.shape
+        back: Callable[..., Sequence[Tensor]] = lambda grad: self.gradients(grad, kept, maps)  # noqa: E731
+        return LinearMap(lambda *xs: (self.run(TAKE, xs, kept),), back, [shape] * maps, [shape])
+
     def _call(self, what: int, x: Tensor, other: Tensor, y: Tensor, second: Tensor, kept: Tensor | None) -> None:
         addresses = (x.data_ptr(), other.data_ptr(), y.data_ptr(), second.data_ptr(), 0 if kept is None else kept.data_ptr())
         if not self.first.library.corner(self.first.handle, self.second.handle, what, *addresses):
@@ -69,7 +77,7 @@ def make_corner(recipe: Recipe | str, layouts: tuple[Layout, Layout], shape: tup
 class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, corner: Corner, *maps: Tensor) -> Tensor:
-        kept = torch.empty(corner.kept, dtype=torch.uint8)
+        kept = torch.empty(corner.kept, dtype=torch.uint8, device=cpu.CPU)
         ctx.corner, ctx.maps = corner, len(maps)
         ctx.save_for_backward(kept)
         return corner.run(KEEP, maps, kept)
@@ -77,6 +85,8 @@ class _Sum(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
+        if find_obstacle(grad) is not None:
+            return None, *ctx.corner.linear_map(kept, ctx.maps).apply_transpose(grad)
         if torch.is_grad_enabled():
             return None, *_Back.apply(ctx.corner, kept, ctx.maps, grad)
         return None, *ctx.corner.gradients(grad, kept, ctx.maps)
@@ -92,6 +102,8 @@ class _Back(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        if any(map(find_obstacle, grads)):
+            return None, None, None, *ctx.corner.linear_map(ctx.kept, len(grads))(*grads)
         return None, None, None, _Forth.apply(ctx.corner, ctx.kept, *grads)
 
 
@@ -103,12 +115,16 @@ class _Forth(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        if find_obstacle(grad) is not None:
+            return None, None, *ctx.corner.linear_map(ctx.kept, ctx.maps).apply_transpose(grad)
         return None, None, *_Back.apply(ctx.corner, ctx.kept, ctx.maps, grad)
 
 
 def cross_sum(columns: Tensor, rows: Tensor) -> Tensor | None:
     """columns (N, C, 1, W) + rows (N, C, H, 1), into memory that is written once; None where the loops do not do it."""
-    if not (cpu.suits(columns) and cpu.suits(rows)) or not columns.is_floating_point() or columns.dtype not in cpu.TYPES:
+    if cpu.unsupported_reason(columns) or cpu.unsupported_reason(rows):
+        return None
+    if not columns.is_floating_point() or columns.dtype not in cpu.TYPES:
         return None
     if columns.numel() * rows.numel() == 0 or not (columns.is_contiguous() and rows.is_contiguous()):
         return None
@@ -119,7 +135,7 @@ class _Cross(Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, rows: Tensor) -> Tensor:
         n, c, _, wide = columns.shape
-        y = torch.empty((n, c, rows.shape[2], wide), dtype=columns.dtype)
+        y = columns.new_empty((n, c, rows.shape[2], wide))
         library: Any = cpu.library()
         addresses = (columns.data_ptr(), rows.data_ptr(), y.data_ptr())
         if not library.cross(cpu.TYPES[columns.dtype], n * c, rows.shape[2], wide, *addresses):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 
 __all__ = ["listening", "quiet", "told"]
 
@@ -31,7 +31,7 @@ NAMES = ("fold", "fold_backward")
 
 def listening() -> bool:
     """Whether a counter is active and no graph is recorded."""
-    return not traced() and _modes() > 0 and bool(_counters()) and _recorder(_RECORDER) is None
+    return not is_tracing() and _modes() > 0 and bool(_counters()) and _recorder(_RECORDER) is None
 
 
 _modes = torch._C._len_torch_dispatch_stack

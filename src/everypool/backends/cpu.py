@@ -12,6 +12,7 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,18 @@ from torch.autograd import Function
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
-from everypool.backends.eager import plain_autograd
+from everypool.backends.context import find_obstacle, force_differentiable_ops
 from everypool.backends.gradients import by_definition
 from everypool.backends.layout import LAST, Layout
+from everypool.backends.linear import LinearMap
 from everypool.backends.recipe import Recipe, parameter_values
 
-__all__ = ["INSTRUCTIONS", "Fold", "Plan", "Unsupported", "library", "make_plan", "missing", "suits"]
+__all__ = ["INSTRUCTIONS", "Fold", "Plan", "Unsupported", "library", "make_plan", "missing", "unsupported_reason"]
 
 INSTRUCTIONS = ("avx2", "baseline", "avx512")  # best first; AVX-512 has not run on a machine that has it: only on request
 VARIABLE = "EVERYPOOL_ISA"
 
+CPU = torch.device("cpu")
 TYPES = {
     torch.float32: 0,
     torch.float64: 1,
@@ -110,23 +113,12 @@ _MISSING: dict[str, str] = {}
 _LIBRARY = _load()
 
 
-def suits(x: Any) -> bool:
-    """Whether addresses may be taken: an ordinary CPU tensor, and nothing records or transforms the computation."""
-    return (
-        _LIBRARY is not None
-        and type(x) in _KINDS
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_nested
-        and not plain_autograd()
-        and not _dispatch_modes()
-        and not _function_modes()
-    )
-
-
-_KINDS = (Tensor, torch.nn.Parameter)
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
+def unsupported_reason(x: Any) -> str | None:
+    """Return why the loops cannot have this tensor now; None for an ordinary CPU tensor in plain eager mode."""
+    if _LIBRARY is None:
+        return "the compiled loops are not installed"
+    found = find_obstacle(x)
+    return found if found is not None or x.is_cpu else f"the compiled loops are for the CPU, the input is on {x.device}"
 
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a tensor to be made
@@ -156,7 +148,7 @@ class Plan:
     linear: bool  # one layout, only its values are asked for, and a gradient needs none of them
 
     def empty(self, place: Place) -> Tensor:
-        return torch.empty_strided(*place, dtype=self.dtype)
+        return torch.empty_strided(*place, dtype=self.dtype, device=CPU)
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory layout of this plan."""
@@ -287,8 +279,8 @@ class Fold:
         parameter = self.parameter
         learns = torch.is_grad_enabled() and (x.requires_grad or (isinstance(parameter, Tensor) and parameter.requires_grad))
         ys = [plan.empty(out) for out in plan.outs]
-        positions = [torch.empty(shape, dtype=torch.int64) for shape, _ in plan.outs] if recipe.index else []
-        kept = [torch.empty(n, dtype=torch.uint8) if learns and n else None for n in plan.kept]
+        positions = [torch.empty(shape, dtype=torch.int64, device=CPU) for shape, _ in plan.outs] if recipe.index else []
+        kept = [torch.empty(n, dtype=torch.uint8, device=CPU) if learns and n else None for n in plan.kept]
         if not self._call(x, 1 if learns and recipe.op not in ("mean", "centre") else 0, ys, kept, positions):
             return None
         results = (*ys, *positions)
@@ -342,7 +334,7 @@ class Fold:
         """Gradients of the input and of the parameter's values; None where the definition must do it."""
         plan, mask = self.plan, self.mask
         dx = plan.empty(plan.place)
-        slopes = torch.zeros((plan.bands, plan.shape[0], plan.shape[1]), dtype=torch.float64) if slope else None
+        slopes = torch.zeros((plan.bands, plan.shape[0], plan.shape[1]), dtype=torch.float64, device=CPU) if slope else None
         addresses: list[int] = []
         held = [plan.laid_out(g) for g in grads]
         for g, keep in zip(held, kept, strict=True):
@@ -359,6 +351,12 @@ class Fold:
         if not done:
             return None
         return dx, None if slopes is None else slopes.sum((0, 1))
+
+    def linear_map(self, kept: Sequence[Tensor | None]) -> LinearMap:
+        """Return the map of a reducer that is linear once its maxima are known, for gradients without an address."""
+        outs = [shape for shape, _ in self.plan.outs]
+        back: Callable[..., Sequence[Tensor]] = lambda *grads: (_linear(self, kept, grads),)  # noqa: E731
+        return LinearMap(lambda x: self.again(x, kept), back, [self.plan.shape], outs)
 
     def again(self, x: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A reducer that is linear once its maxima are known, of other values: of those at the same places."""
@@ -386,18 +384,22 @@ class _Graph(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         fold: Fold = ctx.fold
         grads = grads[: len(fold.plan.outs)]
+        addressable = not any(map(find_obstacle, grads))
         if fold.plan.recipe.op in PLAIN:
+            if not addressable:
+                return fold.linear_map(ctx.saved_tensors).apply_transpose(*grads)[0], None, None, None, None
             if not torch.is_grad_enabled():
                 return _linear(fold, ctx.saved_tensors, grads), None, None, None, None
             return _Back.apply(fold, ctx.saved_tensors, *grads), None, None, None, None
         x, parameter, *kept = ctx.saved_tensors
         slope = ctx.needs_input_grad[1]
-        if not torch.is_grad_enabled():
+        if addressable and not torch.is_grad_enabled():
             found = fold.gradient(x, kept, grads, slope)
             if found is not None:
                 dx, slopes = found
                 return dx, None if slopes is None else _like(slopes, parameter), None, None, None
-        return *_defined(fold, x, parameter, ctx.needs_input_grad, grads), None, None, None
+        with nullcontext() if addressable else force_differentiable_ops():
+            return *_defined(fold, x, parameter, ctx.needs_input_grad, grads), None, None, None
 
 
 def _like(slopes: Tensor, parameter: Tensor) -> Tensor:
@@ -424,7 +426,7 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, fold: Fold) -> Tensor:
         plan = fold.plan
         x, y = plan.laid_out(x), plan.empty(plan.outs[0])
-        kept = torch.empty_strided((plan.kept[0],), (1,), dtype=torch.uint8) if plan.kept[0] else None
+        kept = torch.empty_strided((plan.kept[0],), (1,), dtype=torch.uint8, device=CPU) if plan.kept[0] else None
         what, to = (0, 0) if kept is None else (1, kept.data_ptr())
         plan.library.forward(plan.handle, x.data_ptr(), 0, 0, 0, what, 0, y.data_ptr(), to, 0)
         ctx.fold = fold
@@ -433,9 +435,11 @@ class _Linear(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            return _Back.apply(ctx.fold, ctx.saved_tensors, grad), None
         fold: Fold = ctx.fold
+        if find_obstacle(grad) is not None:
+            return fold.linear_map(ctx.saved_tensors).apply_transpose(grad)[0], None
+        if torch.is_grad_enabled():
+            return _Back.apply(fold, ctx.saved_tensors, grad), None
         plan = fold.plan
         (kept,) = ctx.saved_tensors
         grad, dx = plan.laid_out(grad), plan.empty(plan.place)
@@ -466,6 +470,8 @@ class _Back(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        if find_obstacle(grad) is not None:
+            return None, None, *ctx.fold.linear_map(ctx.kept)(grad)
         return None, None, *_Forth.apply(ctx.fold, ctx.kept, grad)
 
 
@@ -477,4 +483,6 @@ class _Forth(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        if any(map(find_obstacle, grads)):
+            return None, None, *ctx.fold.linear_map(ctx.kept).apply_transpose(*grads)
         return None, None, _Back.apply(ctx.fold, ctx.kept, *grads)

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everypool.backends.axes import Axis, Table, traced
-from everypool.backends.gradients import LogMeanExp, SoftMean, Total, Weighted, mean_of
+from everypool.backends.axes import Axis, Table
+from everypool.backends.context import can_compare_sizes, is_forward_mode, is_tracing, needs_differentiable_ops
+from everypool.backends.gradients import LogMeanExp, SoftMean, Spread, Total, Weighted, mean_of
 from everypool.backends.layout import Layout, prefix_mask
 from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum
 from everypool.backends.monoids import Weighted as WeightedSum
@@ -30,13 +31,8 @@ BLOCK = 1 << 15  # elements folded at once outside of traced graphs: a state the
 
 def wide(x: Tensor) -> Tensor:
     """x in the type that sums are made in: float64, or float32 where the device or an exported graph has no float64."""
-    narrow = traced() or x.device.type in ("mps", "xla", "vulkan")
+    narrow = is_tracing() or x.device.type in ("mps", "xla", "vulkan")
     return x.to(torch.float32) if narrow and x.dtype != torch.float64 else x.to(torch.float64)
-
-
-def plain_autograd() -> bool:
-    """True where the graph must consist of ordinary operators: tracing, torch.func transforms, forward-mode derivatives."""
-    return traced() or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 class Folds:
@@ -103,10 +99,12 @@ class Folds:
 
     def _blocked(self, verb: Callable[..., Any], *tensors: Tensor) -> Any:
         """`verb(folds, *tensors)`, a tensor or a tuple of them, a block of channels at a time."""
+        if needs_differentiable_ops():
+            return verb(self, *tensors)
         channels = max(tensor.shape[1] for tensor in tensors)
         most = max(tensor[:, :1].numel() for tensor in tensors)
         step = max(1, BLOCK // max(most, 1))
-        if step >= channels or plain_autograd():
+        if step >= channels:
             return verb(self, *tensors)
         results: list[Tensor] = []
         for start in range(0, channels, step):
@@ -126,9 +124,12 @@ class Folds:
         part.mask = self.mask[:, block]
         return part
 
-    def total(self, v: Tensor) -> Tensor:
-        """Sum over each window; linear, so nothing is kept for the gradient. `v` must be zero where masked."""
-        return self._total(v, back=False) if plain_autograd() else Total.apply(v, self, False)
+    def total(self, v: Tensor, *, back: bool = False) -> Tensor:
+        """Sum over each window, or with `back` over the windows of each element; linear, so nothing is kept for the gradient.
+
+        `v` must be zero where masked.
+        """
+        return self._total(v, back) if needs_differentiable_ops() else Total.apply(v, self, back)
 
     def _total(self, v: Tensor, back: bool) -> Tensor:
         return self._fold(Sum(), (v,), back=back)[0]
@@ -163,7 +164,7 @@ class Folds:
     def log_mean_exp(self, u: Tensor) -> Tensor:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
         u = self.masked(u, float("-inf"))
-        if not plain_autograd():
+        if not needs_differentiable_ops():
             return LogMeanExp.apply(u, self)
         top, mean = self._log_mean_exp(u)
         return top + mean.log1p()
@@ -171,7 +172,7 @@ class Folds:
     def _log_mean_exp(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Each window's largest u, and mean(exp(u - largest)) - 1."""
         top = u.detach()
-        if plain_autograd():
+        if needs_differentiable_ops():
             rest = torch.where(top == float("-inf"), torch.zeros_like(u), u - top).expm1()
         else:
             rest = torch.zeros((1, 1, *u.shape[2:]), dtype=u.dtype, device=u.device)
@@ -181,16 +182,16 @@ class Folds:
     def soft_mean(self, u: Tensor, x: Tensor) -> Tensor:
         """Mean of x with weights exp(u) over each window, exact for huge and nearly equal x and u."""
         u, x = self.masked(u, float("-inf")), self.masked(x)
-        if not plain_autograd():
+        if not needs_differentiable_ops():
             return SoftMean.apply(u, x, self)
         _, centre, total, rest = self._soft_mean(u, x)
         return mean_of(centre, total, rest)
 
     def _soft_mean(self, u: Tensor, x: Tensor) -> State:
         v, rest = self.ones(u.dtype), torch.zeros((), dtype=u.dtype, device=u.device).expand(u.shape)
-        if plain_autograd():  # 1 and 0, with the slopes that u and x give them
+        if needs_differentiable_ops():  # 1 and 0, with the slopes that u and x give them
             v = v * torch.where(u.isinf(), torch.ones_like(u), (u - u.detach()).exp())
-            rest = torch.where(x.isinf(), rest, x - x.detach())
+            rest = torch.where(x.isinf(), rest, v * (x - x.detach()))
         return self._fold(Centred(), (u.detach(), x.detach(), v, rest))
 
     def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
@@ -199,28 +200,35 @@ class Folds:
         With `hard` the weight is 1 where u equals level and 0 elsewhere. `v` must be zero where masked.
         """
         u = self.masked(u, float("-inf"))
-        if plain_autograd():
+        if needs_differentiable_ops():
             return self._weighted(u, level, v, hard)
         return Weighted.apply(u, level, v, self, hard)
 
     def _weighted(self, u: Tensor, level: Tensor, v: Tensor, hard: bool) -> Tensor:
         monoid = WeightedSum(hard)
         start = u.detach()
-        if plain_autograd() and not hard:
+        if needs_differentiable_ops() and not hard:
             v = v * torch.where(start.isinf(), torch.zeros_like(u), u - start).exp()
         top, value = self._fold(monoid, (start, v))
         if hard:
             return value * monoid.weight(top, level)
         gap = torch.where(top == level.detach(), torch.zeros_like(level), top - level)
-        if plain_autograd():  # where top equals level the gap is zero but its slope is not
+        if needs_differentiable_ops():  # where top equals level the gap is zero but its slope is not
             gap = torch.where(top.isinf(), gap, top - level)
         return torch.where(gap == float("-inf"), torch.zeros_like(value), value * gap.exp())
 
-    def _spread(self, u: Tensor, level: Tensor, a: Tensor, hard: bool) -> Tensor:
+    def spread(self, u: Tensor, level: Tensor, a: Tensor, *, hard: bool = False) -> Tensor:
         """Transpose of `weighted`: sum over an element's windows of a * exp(u - level)."""
+        if needs_differentiable_ops():
+            return self._spread(u, level, a, hard)
+        return Spread.apply(u, level, a, self, hard)
+
+    def _spread(self, u: Tensor, level: Tensor, a: Tensor, hard: bool) -> Tensor:
         monoid = WeightedSum(hard)
         nowhere = level.isinf()
-        start = (-level).masked_fill(nowhere, float("-inf"))
+        start = (-level.detach()).masked_fill(nowhere, float("-inf"))
+        if needs_differentiable_ops() and not hard:
+            a = a * torch.where(nowhere, torch.zeros_like(level), level.detach() - level).exp()
         top, value = self._fold(monoid, (start, a.masked_fill(nowhere, 0.0)), back=True)
         if hard:
             return value * (u == -top).to(value.dtype)
@@ -242,7 +250,7 @@ class Folds:
 
     def rows(self, planes: int = 1) -> list[slice]:
         """Windows along the first axis, in parts of which the taps over so many planes may be laid out at once."""
-        if plain_autograd():
+        if needs_differentiable_ops():
             return [slice(None)]
         out, *others = self.layout.out
         taps = _product(axis.table(self.device)[0].shape[-1] for axis in self.layout.axes)
@@ -267,7 +275,7 @@ class Folds:
         """Flat position of the element that `chooser(values, exists)` picks, as a tap number, in each window."""
         x = x.detach()
         batch, channels = x.shape[:2]
-        if plain_autograd():  # a symbolic batch cannot be walked through, nor one that a transform adds be written into
+        if needs_differentiable_ops():  # a symbolic batch cannot be walked, nor one that a transform adds be written to
             flat, _ = self.tap_table()
             tap = chooser(*self.taps(x)).unsqueeze(-1)
             return flat.unsqueeze(1).expand(*tap.shape[:-1], flat.shape[-1]).gather(-1, tap).squeeze(-1)
@@ -322,9 +330,11 @@ class Folds:
     def native_max(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """torch's max pooling with its indices where it is right and not slower than a fold; else None."""
         native = self.layout.native
-        if native is None or self.mask is not None or not x.is_floating_point() or max(native.kernel) > 5 or x.shape[1] == 0:
+        if native is None or self.mask is not None or not x.is_floating_point() or max(native.kernel) > 5:
             return None
-        if torch.compiler.is_exporting() and native.ceil_mode:
+        if (torch.compiler.is_exporting() and native.ceil_mode) or (can_compare_sizes() and x.shape[1] == 0):
+            return None
+        if is_forward_mode():  # torch's derivative does not take a batch of tangents
             return None
         if max(*native.stride, *native.padding, *native.dilation) >= 1 << 31:  # torch takes them as 32-bit
             return None
@@ -345,7 +355,7 @@ class Folds:
 
 def _folded_in_parts(along: Axis, monoid: Monoid, state: State, dim: int) -> State:
     """`along.fold`, a part of the other axes at a time where no graph is recorded: what a fold holds at once stays small."""
-    if plain_autograd() or any(part.requires_grad for part in state):
+    if needs_differentiable_ops() or any(part.requires_grad for part in state):
         return along.fold(monoid, state, dim)
     full = [max(sizes) for sizes in zip(*(part.shape for part in state), strict=True)]
     others = [axis for axis in range(2, len(full)) if axis != dim]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from everypool.backends.context import resolve_batch
+
 if TYPE_CHECKING:
     from everypool.backends.eager import Folds
 
@@ -46,7 +48,8 @@ class Total(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Total.apply(grad, ctx.folds, not ctx.back), None, None
+        with resolve_batch(grad):
+            return ctx.folds.total(grad, back=not ctx.back), None, None
 
 
 class LogMeanExp(Function):
@@ -60,12 +63,13 @@ class LogMeanExp(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, top, mean = ctx.saved_tensors
-        ones = ctx.folds.ones(u.dtype)
-        if torch.is_grad_enabled():  # the weights' sum has a derivative of its own
-            total = Weighted.apply(u, top, ones.expand(u.shape), ctx.folds, False)
-        else:
-            total = (mean + 1) * ctx.folds.number(u.dtype)
-        return Spread.apply(u, top, grad / torch.where(total > 0, total, 1.0), ctx.folds, False), None
+        folds = ctx.folds
+        with resolve_batch(grad):
+            if torch.is_grad_enabled():  # the weights' sum has a derivative of its own
+                total = folds.weighted(u, top, folds.ones(u.dtype).expand(u.shape))
+            else:
+                total = (mean + 1) * folds.number(u.dtype)
+            return folds.spread(u, top, grad / torch.where(total > 0, total, 1.0)), None
 
 
 class SoftMean(Function):
@@ -80,14 +84,16 @@ class SoftMean(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, x, top, total, y = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        folds = ctx.folds
+        with resolve_batch(grad):
+            if not torch.is_grad_enabled():
+                a = grad / torch.where(total > 0, total, 1.0)
+                return *folds._blocked(type(folds)._soft_spread, u, x, top, y, a), None
+            total = folds.weighted(u, top, folds.ones(u.dtype).expand(u.shape))
             a = grad / torch.where(total > 0, total, 1.0)
-            return *ctx.folds._blocked(type(ctx.folds)._soft_spread, u, x, top, y, a), None
-        total = Weighted.apply(u, top, ctx.folds.ones(u.dtype).expand(u.shape), ctx.folds, False)
-        a = grad / torch.where(total > 0, total, 1.0)
-        y = Weighted.apply(u, top, x, ctx.folds, False) / torch.where(total > 0, total, 1.0)
-        share = Spread.apply(u, top, a, ctx.folds, False)
-        return x * share - Spread.apply(u, top, a * y, ctx.folds, False), share, None
+            y = folds.weighted(u, top, x) / torch.where(total > 0, total, 1.0)
+            share = folds.spread(u, top, a)
+            return x * share - folds.spread(u, top, a * y), share, None
 
 
 class Weighted(Function):
@@ -101,7 +107,8 @@ class Weighted(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, level, v, result = ctx.saved_tensors
-        share = Spread.apply(u, level, grad, ctx.folds, ctx.hard)
+        with resolve_batch(grad):
+            share = ctx.folds.spread(u, level, grad, hard=ctx.hard)
         if ctx.hard:
             return None, None, share, None, None
         return v * share, -grad * result, share, None, None
@@ -118,7 +125,8 @@ class Spread(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, level, a, result = ctx.saved_tensors
-        share = Weighted.apply(u, level, grad, ctx.folds, ctx.hard)
+        with resolve_batch(grad):
+            share = ctx.folds.weighted(u, level, grad, hard=ctx.hard)
         if ctx.hard:
             return None, None, share, None, None
         return grad * result, -a * share, share, None, None

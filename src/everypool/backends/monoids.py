@@ -91,7 +91,7 @@ class ArgMax(Monoid):
         exists = index >= 0
         top = value.amax(dim, keepdim=True)
         hit = exists & (value == top)
-        late = torch.full_like(top, self.last, dtype=torch.bool)
+        late = torch.full_like(top, int(self.last), dtype=torch.bool)
         if value.is_floating_point():
             hit = hit | (exists & value.isnan())
             late = late | top.isnan()

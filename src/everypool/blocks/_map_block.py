@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
+from everypool.backends.context import can_compare_sizes, fixed_shape, is_tracing
 from everypool.pool import checked_sizes, finished
 
 __all__ = ["MapBlock", "conv_norm", "features", "of_channels", "refused"]
@@ -27,7 +29,7 @@ def features(name: str, value: Any, channels: int, nd: int | None = None) -> Ten
 
 def of_channels(name: str, value: Tensor, channels: int) -> Tensor:
     """A map of that many channels."""
-    if value.shape[1] != channels:
+    if fixed_shape(value)[1] != channels:
         raise check.invalid(name, f"of {channels} channels", value)
     return value
 
@@ -39,7 +41,7 @@ def conv_norm(inputs: int, outputs: int, kernel_size: Any, *, act: bool = True) 
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if act else []))
 
 
-class MapBlock(nn.Module):
+class MapBlock(Module):
     """A module from (N, `channels`, H, W) to (N, ..., H, W); subclasses write `compute`."""
 
     channels: int
@@ -57,7 +59,7 @@ class MapBlock(nn.Module):
         if mask is not None:
             raise refused("mask", "None, since convolutions need whole maps; `sizes` takes maps of different sizes", mask)
         joined = any(norm.training or norm.running_mean is None for norm in self.modules() if isinstance(norm, BATCH_NORM))
-        if not torch.compiler.is_exporting():
+        if can_compare_sizes():
             if 0 in input.shape[2:]:
                 raise check.invalid("input", "non-empty in every spatial axis", input)
             if joined and input.shape[0] * self.places(*input.shape[2:]) == 1:
@@ -68,7 +70,7 @@ class MapBlock(nn.Module):
             rule = "None in training, where batch statistics join the samples; eval() of the batch normalisations parts them"
             raise refused("sizes", rule, sizes)
         whole = "None in a recorded graph, which cannot depend on their values; call it outside of one"
-        if torch.compiler.is_exporting():
+        if is_tracing() and not torch.compiler.is_dynamo_compiling():
             raise refused("sizes", whole, sizes)
         if torch.compiler.is_dynamo_compiling():  # breaks the graph, or says so where it may not be broken
             torch._dynamo.graph_break(f"`sizes` must be {whole}")

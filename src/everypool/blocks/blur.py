@@ -11,7 +11,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends import counter
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._spatial import SlidingBlock, SpatialBlock, wide
 from everypool.pool import Operation, apply, register
@@ -75,7 +75,7 @@ def bordered(x: Tensor, dim: int, left: int, right: int, mode: str, size: Tensor
         return F.pad(x, [0, 0] * (x.dim() - 1 - dim) + [left, 0], value=fill)
     end: Any = own
     if own is None:  # a recorded graph must not branch on n
-        end = torch.full((1,), n, device=x.device) if traced() else n
+        end = torch.full((1,), n, device=x.device) if is_tracing() else n
     before = [taken(x, dim, source(mode, end * 0 - i, end)) for i in range(left, 0, -1)]
     after = [taken(x, dim, source(mode, end + i, end)) for i in range(right)]
     if own is None:

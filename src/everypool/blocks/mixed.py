@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
+from everypool.backends.context import can_compare_sizes
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
 from everypool.blocks._spatial import SlidingBlock, wide
@@ -21,7 +23,7 @@ from everypool.reducers._layer import checked_setting, parameter, per_channel
 __all__ = ["GatedPool1d", "GatedPool2d", "GatedPool3d", "MixedPool"]
 
 
-class MixedPool(nn.Module):
+class MixedPool(Module):
     """Two poolings in a proportion that is learned.
 
     y = first(x) + alpha * (second(x) - first(x)); alpha is not bounded. With alpha = 0 the result is the first one bit for
@@ -82,7 +84,7 @@ class MixedPool(nn.Module):
         if isinstance(input, Tensor):
             check.floating("input", input)
         x, y = (self.pooled(name, input, mask, sizes) for name in ("first", "second"))
-        if not torch.compiler.is_exporting() and x.shape != y.shape:
+        if can_compare_sizes() and x.shape != y.shape:
             raise check.invalid("second", f"a pooling to the shape that `first` gives, {tuple(x.shape)}", y)
         nd = getattr(self.first, "nd", None)
         single = isinstance(nd, int) and isinstance(input, Tensor) and input.dim() == nd + 1

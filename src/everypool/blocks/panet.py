@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
 from everypool.blocks._map_block import features
 from everypool.pool import Operation, register
 from everypool.windows import multi_level_roi_pool
@@ -20,7 +21,7 @@ __all__ = ["PANetBoxHead", "PANetConvBoxHead", "PANetMaskHead"]
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 
-class _FusedHead(nn.Module):
+class _FusedHead(Module):
     """Adaptive feature pooling before a head: `first` per level, fused, then `rest`."""
 
     def __init__(self, channels: int, resolution: int, scales: Sequence[float], fuse: str, sampling_ratio: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool import windows as kinds
 from everypool.explain import Explanation, explain
-from everypool.layer import Layer
+from everypool.layer import WindowLayer
 from everypool.pool import Operation, Reducer, Windows, find_operation, parse
 
 __all__ = ["command"]
@@ -153,7 +153,7 @@ def of_sample(record: Operation, size: tuple[int, ...] | None, place: dict[str, 
             "OP", "a reducer, or an operation that makes an example; a call is counted by FlopCounterMode", record.name
         )
     module, inputs = record.sample()
-    if type(module).forward is Layer.forward and isinstance(module, Layer):
+    if isinstance(module, WindowLayer):
         return facts(record.name, module.reducer, module.windows, size or tuple(inputs[0].shape), place)
     if place["mask"] or place["dtype"] != torch.float32 or place["device"] != "cpu":
         raise check.invalid("OP", "a reducer or one layer where --mask, --dtype or --device are given", record.name)

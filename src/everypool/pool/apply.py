@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from everypool import _check as check
 from everypool._memo import MOST, made, plain
+from everypool._overrides import call_override, has_override
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import choose
 from everypool.backends.layout import in_pixels
 from everypool.backends.work import operations_of
 from everypool.pool.checks import prepared
 from everypool.pool.folding import existing, finished
-from everypool.pool.plans import CALLS, fused_plan, new_plan, planned
+from everypool.pool.plans import CALLS, drop_batch, fused_plan, new_plan, planned
 from everypool.pool.records import Reducer, Windows, parse
 
 __all__ = ["apply", "call", "pool"]
@@ -64,7 +65,7 @@ def call(
     input: Any,
     reducer: Callable[..., Reducer],
     settings: tuple[Any, ...],
-    windows: Callable[..., Windows],
+    windows: type[Windows],
     arguments: tuple[Any, ...],
     *,
     nd: int | None = None,
@@ -72,19 +73,22 @@ def call(
     sizes: Any = None,
 ) -> Any:
     """`apply` to `reducer(*settings)` over `windows(*arguments)`, which a call like an earlier one need not make."""
-    if mask is None and sizes is None and choose().name == "cpu" and cpu.suits(input):
+    if mask is None and sizes is None and choose().name == "cpu" and cpu.unsupported_reason(input) is None:
         types = plain(settings + arguments)
-        shape = input.shape
-        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
-        entry = CALLS.get(key) if types is not None else None
-        if entry is not None:
-            found = entry(input, entry.reducer)
+        if types is not None:
+            if nd is None and arguments:
+                nd = windows.axes_of(arguments[0])
+            single = nd is not None and input.dim() == nd + 1
+            x = input.unsqueeze(0) if single else input
+            key = (reducer, settings, windows, arguments, types, nd, single, x.shape, x.dtype, in_pixels(x))
+            entry = CALLS.get(key)
+            if entry is None:
+                if len(CALLS) >= MOST:
+                    CALLS.clear()
+                entry = CALLS[key] = new_plan(x, reducer(*settings), windows(*arguments), nd)
+            found = entry(x, entry.reducer)
             if found is not None:
-                return found
-        elif types is not None:
-            if len(CALLS) >= MOST:
-                CALLS.clear()
-            CALLS[key] = new_plan(input, reducer(*settings), windows(*arguments), nd)
+                return drop_batch(found) if single else found
     return apply(input, made(reducer, *settings), made(windows, *arguments), nd=nd, mask=mask, sizes=sizes)
 
 
@@ -103,6 +107,9 @@ def apply(
 
     With `tells`, torch's counter of operations is told of it, where one listens.
     """
+    options = {"nd": nd, "mask": mask, "sizes": sizes, "return_mask": return_mask}
+    if has_override(input, mask, sizes):
+        return call_override(apply, input, reducer, windows, **options)
     choice = choose(input.device.type if isinstance(input, Tensor) else "cpu")
     reducer = reducer if isinstance(reducer, Reducer) else made(parse, reducer)
     if not isinstance(windows, Windows):
@@ -110,14 +117,14 @@ def apply(
     nd = windows.nd if nd is None else nd
     if mask is None and sizes is None and not return_mask:
         found = None
-        if choice.name == "cpu" and cpu.suits(input):
+        if choice.name == "cpu" and cpu.unsupported_reason(input) is None:
             found = planned(input, reducer, windows, nd)
         elif choice.name == "triton" and triton.direct(input) and triton.suits(input) and not counter.listening():
             found = fused_plan(input, reducer, windows, nd)
         if found is not None:
             return found
     if tells and counter.listening():
-        return counted(input, reducer, windows, nd=nd, mask=mask, sizes=sizes, return_mask=return_mask)
+        return counted(input, reducer, windows, **options)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     if single:
         input = input.unsqueeze(0)
@@ -137,9 +144,8 @@ def apply(
     results = [windows.assemble([part[i] for part in values]) for i in range(len(values[0]))]
     if return_mask:
         results.append(windows.assemble(masks))
-    if single:
-        results = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in results]
-    return results[0] if len(results) == 1 else tuple(results)
+    result = results[0] if len(results) == 1 else tuple(results)
+    return drop_batch(result) if single else result
 
 
 def counted(input: Any, reducer: Reducer, windows: Windows, *, nd: int | None, **options: Any) -> Any:

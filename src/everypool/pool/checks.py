@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import readable
+from everypool.backends.context import can_compare_sizes, can_read_values
 
 if TYPE_CHECKING:
     from everypool.pool.records import Windows
@@ -30,7 +30,7 @@ def prepared(input: Any, windows: Windows, nd: int | None, mask: Any, sizes: Any
         check.batched("input", x, nd)
         if x.is_complex() or x.dtype in (torch.uint16, torch.uint32, torch.uint64):
             raise check.wrong_type("input", "floating point, integer or bool", check.Shown(str(x.dtype)))
-        if not torch.compiler.is_exporting() and 0 in x.shape[2:]:
+        if can_compare_sizes() and 0 in x.shape[2:]:
             raise check.invalid("input", "non-empty in every spatial axis", check.Shown(f"shape {tuple(x.shape)}"))
     if windows.many and isinstance(input, (list, tuple)):
         return tensors, each("mask", checked_mask, mask, tensors), each("sizes", checked_sizes, sizes, tensors)
@@ -50,12 +50,15 @@ def each(name: str, checked: Callable[[Any, Tensor], Tensor], items: Any, tensor
 def checked_mask(mask: Any, x: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise check.wrong_type("mask", mask_rule(x), mask)
-    fits = mask.dim() == x.dim() and mask.shape[0] == x.shape[0] and mask.shape[2:] == x.shape[2:]
-    if not fits or (mask.shape[1] != 1 and mask.shape[1] != x.shape[1]):
+    if mask.dim() != x.dim() or (can_compare_sizes() and not mask_fits(mask.shape, x.shape)):
         raise check.invalid("mask", mask_rule(x), mask)
     if mask.device != x.device:
         raise check.invalid("mask", f"on the device of the input, {x.device}", check.Shown(str(mask.device)))
     return mask
+
+
+def mask_fits(mask: Sequence[int], x: Sequence[int]) -> bool:
+    return mask[0] == x[0] and mask[2:] == x[2:] and (mask[1] == 1 or mask[1] == x[1])
 
 
 def mask_rule(x: Tensor) -> str:
@@ -76,12 +79,12 @@ def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
         sizes = sizes.unsqueeze(1)
     if sizes.dtype not in check.INTEGRAL:
         raise check.wrong_type("sizes", sizes_rule(x), sizes)
-    if sizes.dim() != 2 or sizes.shape[0] != x.shape[0] or sizes.shape[1] != nd:
+    if sizes.dim() != 2 or (can_compare_sizes() and tuple(sizes.shape) != (x.shape[0], nd)):
         raise check.invalid("sizes", sizes_rule(x), sizes)
     if sizes.device != x.device:
         raise check.invalid("sizes", f"on the device of the input, {x.device}", check.Shown(str(sizes.device)))
     sizes = sizes.to(torch.int64)
-    if readable(sizes):
+    if can_read_values(sizes):
         limit = torch.tensor(x.shape[2:], device=x.device)
         if bool(((sizes < 1) | (sizes > limit)).any()):
             raise check.invalid(

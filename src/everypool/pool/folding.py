@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from everypool.backends import counter, cpu, triton
-from everypool.backends.axes import traced
 from everypool.backends.choose import Choice, choose
+from everypool.backends.context import find_obstacle, fixed_shape, is_tracing
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout, in_pixels
 
@@ -38,7 +38,11 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     choice = choose(x.device.type)
     if choice.name == "triton":
         return fused(reducer, x, folds, choice)
-    if choice.name == "eager" or not cpu.suits(x):
+    if choice.name == "eager":
+        return None
+    why = cpu.unsupported_reason(x)
+    if why is not None:
+        refuse(choice, x, why)
         return None
     mask = None if folds.mask is folds.own else folds.mask
     channels = 0 if mask is None else mask.shape[1]
@@ -62,13 +66,16 @@ def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced 
     """`defined` by the fused kernels, where they can."""
     if x.is_cpu and not triton.interpreted():
         refuse(choice, x, "the fused kernels are for GPUs, the input is on the CPU")
-    if not triton.suits(x) or x.numel() == 0:
+    if not triton.suits(x):
+        refuse(choice, x, find_obstacle(x) or "the fused kernels are left out of exported graphs")
+        return None
+    if x.numel() == 0:
         return None
     recipe = reducer.recipe()
     # tables hold the samples' own sizes; along running windows, whose tables are not looked at, the mask does
     running = folds.layout.own_position and not isinstance(recipe, str) and recipe.op not in triton.LISTED
     mask = folds.mask if running or folds.mask is not folds.own else None
-    define = None if traced() else lambda x: defined(reducer, x, folds)[0][0]
+    define = None if is_tracing() else lambda x: defined(reducer, x, folds)[0][0]
     try:
         call = triton.make_fused(recipe, folds.layout, x, mask, define)
     except triton.Unsupported as error:
@@ -81,7 +88,7 @@ def fused(reducer: Reducer, x: Tensor, folds: Folds, choice: Choice) -> Reduced 
 
 def refuse(choice: Choice, x: Tensor, why: Exception | str) -> None:
     """An implementation that was asked for by name never falls back."""
-    if choice.named and x.numel() > 0:
+    if choice.named and 0 not in fixed_shape(x):
         message = f"`EVERYPOOL_IMPL` must be an implementation that does this, got {choice.name!r}: {why}"
         raise NotImplementedError(message) from (why if isinstance(why, Exception) else None)
 

@@ -25,30 +25,32 @@ class Planned:
     windows: Windows
     layouts: list[Layout]
     fold: cpu.Fold | None  # None: the loops do not do it all at once
-    single: bool
     learned: bool  # the reducer's parameter is a tensor
     direct: bool  # the fold's only result is the call's
 
-    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
-        """The result, or None where the values need the definition."""
+    def __call__(self, x: Tensor, reducer: Reducer) -> Any:
+        """The result for a batch, or None where the values need the definition."""
         fold, windows = self.fold, self.windows
         if fold is None:
             return None
         if self.direct:
-            return fold.linear(input)
+            return fold.linear(x)
         if self.learned:  # values that the reducer would refuse are none that the loops take
             recipe = reducer.recipe()
             if isinstance(recipe, str):
                 return None
             fold = cpu.Fold(fold.plan, recipe.parameter, None, definition(reducer, self.layouts))
-        results = fold.run(input.unsqueeze(0) if self.single else input)
+        results = fold.run(x)
         if results is None:
             return None
         number = len(self.layouts)
         parts = [windows.assemble(list(results[i : i + number])) for i in range(0, len(results), number)]
-        if self.single:
-            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
         return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def drop_batch(result: Any) -> Any:
+    """Return a result of one sample without its batch axis, whatever tuples it lies in."""
+    return tuple(map(drop_batch, result)) if isinstance(result, tuple) else result.squeeze(0)
 
 
 PLANS: dict[tuple[Any, ...], Planned] = {}
@@ -57,26 +59,27 @@ CALLS: dict[tuple[Any, ...], Planned] = {}
 
 def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
     """The whole call by a plan kept from one like it; None where the loops do not do it all at once."""
-    shape = input.shape
     tokens = (token(reducer), token(windows))
-    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
+    if None in tokens:
+        return None
+    single = nd is not None and input.dim() == nd + 1
+    x = input.unsqueeze(0) if single else input
+    key = (tokens, nd, x.shape, x.dtype, in_pixels(x))
     entry = PLANS.get(key)
     if entry is None:
-        if None in tokens:
-            return None
-        entry = new_plan(input, reducer, windows, nd)
         if len(PLANS) >= MOST:
             PLANS.clear()
-        PLANS[key] = entry
-    return entry(input, reducer)
+        entry = PLANS[key] = new_plan(x, reducer, windows, nd)
+    found = entry(x, reducer)
+    return drop_batch(found) if single and found is not None else found
 
 
-def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Planned:
-    nothing = Planned(reducer, windows, [], None, False, False, False)
+def new_plan(x: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Planned:
+    """Plan a batch (N, C, *spatial) like x."""
+    nothing = Planned(reducer, windows, [], None, False, False)
     if windows.many or not windows.folds:
         return nothing
-    single = nd is not None and input.dim() == nd + 1
-    x, _, _ = prepared(input.detach().unsqueeze(0) if single else input.detach(), windows, nd, None, None)
+    x, _, _ = prepared(x.detach(), windows, nd, None, None)
     reducer.check(x)
     layouts = windows.layouts(tuple(x.shape[2:]), None)
     try:
@@ -85,9 +88,9 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
         return nothing
     parameter = plan.recipe.parameter
     learned = isinstance(parameter, Tensor)
-    direct = plan.linear and not single and type(windows).assemble is Windows.assemble
+    direct = plan.linear and type(windows).assemble is Windows.assemble
     fold = cpu.Fold(plan, None if learned else parameter, None, definition(reducer, layouts))
-    return Planned(reducer, windows, layouts, fold, single, learned, direct)
+    return Planned(reducer, windows, layouts, fold, learned, direct)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +101,11 @@ class FusedPlan:
     windows: Windows
     layouts: list[Layout]
     calls: tuple[triton.Fused, ...]  # none: the kernels do not do it all
-    single: bool
 
-    def __call__(self, input: Tensor, reducer: Reducer) -> Any:
-        """The result, or None where the call must be made as if for the first time."""
+    def __call__(self, x: Tensor, reducer: Reducer) -> Any:
+        """The result for a batch, or None where the call must be made as if for the first time."""
         if not self.calls:
             return None
-        x = input.unsqueeze(0) if self.single else input
         calls = self.calls
         if isinstance(calls[0].recipe.parameter, Tensor):
             calls = fused_calls(reducer, self.layouts, x, calls)
@@ -112,8 +113,6 @@ class FusedPlan:
                 return None
         results = [call(x) for call in calls]
         parts = [self.windows.assemble(list(items)) for items in zip(*results, strict=True)]
-        if self.single:
-            parts = [tuple(item.squeeze(0) for item in r) if isinstance(r, tuple) else r.squeeze(0) for r in parts]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
 
@@ -122,26 +121,26 @@ FUSED: dict[tuple[Any, ...], FusedPlan] = {}
 
 def fused_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -> Any:
     """The whole call by kernels that were prepared for one like it; None where they do not do it all."""
-    shape = input.shape
     tokens = (token(reducer), token(windows))
-    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input), input.device)
+    if None in tokens:
+        return None
+    single = nd is not None and input.dim() == nd + 1
+    x = input.unsqueeze(0) if single else input
+    key = (tokens, nd, x.shape, x.dtype, in_pixels(x), x.device)
     entry = FUSED.get(key)
     if entry is None:
-        if None in tokens:
-            return None
-        single = nd is not None and input.dim() == nd + 1
-        x = input.detach().unsqueeze(0) if single else input.detach()
         layouts: list[Layout] = []
         calls: tuple[triton.Fused, ...] = ()
         if windows.folds and not windows.many and x.numel() > 0:
-            x, _, _ = prepared(x, windows, nd, None, None)
-            reducer.check(x)
-            layouts = windows.layouts(tuple(x.shape[2:]), None)
-            calls = fused_calls(reducer, layouts, x)
+            checked, _, _ = prepared(x.detach(), windows, nd, None, None)
+            reducer.check(checked)
+            layouts = windows.layouts(tuple(checked.shape[2:]), None)
+            calls = fused_calls(reducer, layouts, checked)
         if len(FUSED) >= MOST:
             FUSED.clear()
-        entry = FUSED[key] = FusedPlan(reducer, windows, layouts, calls, single)
-    return entry(input, reducer)
+        entry = FUSED[key] = FusedPlan(reducer, windows, layouts, calls)
+    found = entry(x, reducer)
+    return drop_batch(found) if single and found is not None else found
 
 
 def fused_calls(

@@ -63,6 +63,11 @@ class Windows:
         """The number of spatial axes, where the arguments tell it."""
         return None
 
+    @staticmethod
+    def axes_of(argument: Any) -> int | None:
+        """Return the number of spatial axes that the first argument of the constructor tells, if it does."""
+        return None
+
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
         """One layout, or several that are folded in turn (pyramid levels, strips)."""
         raise NotImplementedError

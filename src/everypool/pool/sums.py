@@ -8,8 +8,9 @@ from torch import Tensor
 
 from everypool._memo import MOST, token
 from everypool.backends import cpu, triton
-from everypool.backends.axes import Bins, Run, traced
+from everypool.backends.axes import Bins, Run
 from everypool.backends.choose import choose
+from everypool.backends.context import is_tracing
 from everypool.backends.corners import Corner, make_corner
 from everypool.backends.eager import Folds
 from everypool.backends.layout import in_pixels
@@ -31,7 +32,7 @@ def added(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: 
         if found is None and _running(windows[1], other):
             found = onto(apply(x, reducer, windows[0], nd=None), reducer, windows[1], other)
         return found
-    if choice.name != "cpu" or not (cpu.suits(x) and cpu.suits(other)) or in_pixels(x) or in_pixels(other):
+    if choice.name != "cpu" or cpu.unsupported_reason(x) or cpu.unsupported_reason(other) or in_pixels(x) or in_pixels(other):
         return None
     tokens = (token(reducer), *map(token, windows))
     key = (tokens, x.shape, x.dtype)
@@ -61,7 +62,7 @@ def onto(base: Tensor, reducer: Reducer, windows: Windows, x: Tensor) -> Tensor 
         return None
     layout = windows.layouts(tuple(x.shape[2:]), None)[0]
     try:
-        call = triton.make_fused(recipe, layout, x, None, None if traced() else single_definition(reducer, layout))
+        call = triton.make_fused(recipe, layout, x, None, None if is_tracing() else single_definition(reducer, layout))
     except triton.Unsupported:
         return None
     return call(x, finished(base, x))[0]
@@ -102,4 +103,4 @@ def _held(reducer: Reducer, windows: tuple[Windows, Windows], x: Tensor, other: 
         first, second = (defined(reducer, m, f)[0][0] for m, f in zip((maps[0], maps[-1]), folds, strict=True))
         return first + second
 
-    return triton.Planes(kind, reverse, recipe.last, None if traced() else define)(*maps)
+    return triton.Planes(kind, reverse, recipe.last, None if is_tracing() else define)(*maps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.backends.axes import readable
-from everypool.layer import Layer, Made
+from everypool.backends.context import can_read_values, fixed_shape
+from everypool.layer import Layer, Made, WindowLayer
 from everypool.pool import Reducer, Windows, call
 from everypool.windows.bins import Adaptive, Global
 from everypool.windows.sliding import Sliding
@@ -18,14 +19,14 @@ from everypool.windows.sliding import Sliding
 __all__ = ["AdaptiveLayer", "GlobalLayer", "Layer", "SlidingLayer", "parameter"]
 
 
-class ReducerLayer(Layer):
+class ReducerLayer(WindowLayer):
     """A reducer over windows, both of which are made of attributes that may change."""
 
     def reduced(self) -> Made:
         """The reducer's class and settings."""
         raise NotImplementedError
 
-    def placed(self) -> Made:
+    def placed(self) -> tuple[type[Windows], tuple[Any, ...]]:
         """The windows' class and arguments."""
         raise NotImplementedError
 
@@ -67,7 +68,7 @@ class SlidingLayer(ReducerLayer):
         Sliding(kernel_size, stride, padding, dilation, ceil_mode).checked(self.nd or 1)
         self.settle(**settings)
 
-    def placed(self) -> Made:
+    def placed(self) -> tuple[type[Windows], tuple[Any, ...]]:
         return Sliding, (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def extra_repr(self) -> str:
@@ -85,7 +86,7 @@ class AdaptiveLayer(ReducerLayer):
         Adaptive(output_size).checked(self.nd or 1)
         self.settle(**settings)
 
-    def placed(self) -> Made:
+    def placed(self) -> tuple[type[Windows], tuple[Any, ...]]:
         return Adaptive, (self.output_size,)
 
     def extra_repr(self) -> str:
@@ -100,7 +101,7 @@ class GlobalLayer(ReducerLayer):
         self.keepdim = check.boolean("keepdim", keepdim)
         self.settle(**settings)
 
-    def placed(self) -> Made:
+    def placed(self) -> tuple[type[Windows], tuple[Any, ...]]:
         return Global, (self.keepdim,)
 
     def extra_repr(self) -> str:
@@ -132,12 +133,13 @@ def per_channel(name: str, value: Any, x: Tensor) -> Any:
     """A float, or a tensor that broadcasts over (N, C, *spatial), in the type of x."""
     if not isinstance(value, Tensor):
         return float(value)
-    single = value.numel() == 1
+    shape = fixed_shape(value)
+    single = math.prod(shape) == 1
     if value.device != x.device and not (single and value.device.type == "cpu"):
         raise check.invalid(name, f"on the device of the input, {x.device}", check.Shown(str(value.device)))
     if single:
         return value.to(x.dtype).reshape(())
-    if value.dim() != 1 or value.shape[0] != x.shape[1]:
+    if len(shape) != 1 or shape[0] != fixed_shape(x)[1]:
         raise check.invalid(name, f"a number, or a tensor of 1 or C = {x.shape[1]} elements", value)
     return value.to(x.dtype).reshape(-1, *[1] * (x.dim() - 2))
 
@@ -166,4 +168,4 @@ def any_of(value: Any, test: Callable[[Any], Any]) -> bool:
     """Whether the test holds for a number or an element of a tensor; False where looking is impossible or would stall."""
     if not isinstance(value, Tensor):
         return bool(test(float(value)))
-    return value.device.type == "cpu" and readable(value) and bool(test(value.detach()).any())
+    return value.device.type == "cpu" and can_read_values(value) and bool(test(value.detach()).any())

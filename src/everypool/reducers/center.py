@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -81,6 +82,7 @@ class Center(Reducer):
         return (torch.stack(parts).mean(0),), exists
 
 
+@handle_overrides
 def center_pool(
     input: Any,
     kernel_size: Any,
@@ -126,6 +128,7 @@ def center_pool(
     return call(input, Center, (even,), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_center_pool(
     input: Any, output_size: Any, *, even: str = "lower", mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
@@ -137,6 +140,7 @@ def adaptive_center_pool(
     return call(input, Center, (even,), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_center_pool(
     input: Any, *, even: str = "lower", keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None
 ) -> Tensor:

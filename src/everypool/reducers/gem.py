@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.layer import Made
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@handle_overrides
 def gem_pool(
     input: Any,
     kernel_size: Any,
@@ -75,6 +77,7 @@ def gem_pool(
     return call(input, Power, (p, "mean", signed, eps), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_gem_pool(
     input: Any,
     output_size: Any,
@@ -93,6 +96,7 @@ def adaptive_gem_pool(
     return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_gem_pool(
     input: Any,
     *,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import readable
+from everypool._overrides import handle_overrides
+from everypool.backends.context import can_read_values
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -101,7 +102,7 @@ class LogSumExp(Reducer):
 
 def near_zero(r: Tensor) -> bool:
     """Whether some r may be so small that `series` is needed; True where its values cannot be looked at."""
-    return not readable(r) or r.device.type != "cpu" or bool((r.detach().abs() < 1e-2).any())
+    return not can_read_values(r) or r.device.type != "cpu" or bool((r.detach().abs() < 1e-2).any())
 
 
 def divisible(r: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ def series(x: Tensor, r: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
     return flat, folds.total(x) / number + r / 2 * variance
 
 
+@handle_overrides
 def logsumexp_pool(
     input: Any,
     kernel_size: Any,
@@ -171,6 +173,7 @@ def logsumexp_pool(
     return call(input, LogSumExp, (r, norm), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_logsumexp_pool(
     input: Any, output_size: Any, *, r: Any = 1.0, norm: str = "mean", mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
@@ -182,6 +185,7 @@ def adaptive_logsumexp_pool(
     return call(input, LogSumExp, (r, norm), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_logsumexp_pool(
     input: Any, *, r: Any = 1.0, norm: str = "mean", keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None
 ) -> Tensor:

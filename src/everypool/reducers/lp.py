@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.layer import Made
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@handle_overrides
 def lp_pool(
     input: Any,
     norm_type: Any,
@@ -76,6 +78,7 @@ def lp_pool(
     return call(input, Power, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_lp_pool(
     input: Any, norm_type: Any, output_size: Any, *, norm: str = "sum", mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
@@ -87,6 +90,7 @@ def adaptive_lp_pool(
     return call(input, Power, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_lp_pool(
     input: Any, norm_type: Any, *, norm: str = "sum", keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None
 ) -> Tensor:

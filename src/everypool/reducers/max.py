@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -94,6 +95,7 @@ def even_maximum(x: Tensor, folds: Folds) -> Tensor:
     return level + folds.weighted(fixed, level, slope, hard=True) / share.clamp(min=1)
 
 
+@handle_overrides
 def max_pool(
     input: Any,
     kernel_size: Any,
@@ -141,6 +143,7 @@ def max_pool(
     return call(input, Max, (ties, return_indices), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_max_pool(
     input: Any,
     output_size: Any,
@@ -158,6 +161,7 @@ def adaptive_max_pool(
     return call(input, Max, (ties, return_indices), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_max_pool(
     input: Any, *, keepdim: bool = False, ties: str = "first", mask: Tensor | None = None, sizes: Any = None
 ) -> Tensor:

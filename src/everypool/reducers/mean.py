@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -81,6 +82,7 @@ class Mean(Reducer):
         return (torch.div(total, number, rounding_mode="trunc"),), None
 
 
+@handle_overrides
 def avg_pool(
     input: Any,
     kernel_size: Any,
@@ -128,6 +130,7 @@ def avg_pool(
     return call(input, Mean, (count_include_pad, divisor_override), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_avg_pool(input: Any, output_size: Any, *, mask: Tensor | None = None, sizes: Any = None) -> Any:
     """Mean of each of a fixed number of bins; see `avg_pool` and `Adaptive`.
 
@@ -137,6 +140,7 @@ def adaptive_avg_pool(input: Any, output_size: Any, *, mask: Tensor | None = Non
     return call(input, Mean, (), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_avg_pool(input: Any, *, keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Mean of the whole map; see `avg_pool`.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -102,6 +103,7 @@ def ordered(values: Tensor) -> Tensor:
     return torch.sort(values, dim=-1, stable=True)[1]
 
 
+@handle_overrides
 def median_pool(
     input: Any,
     kernel_size: Any,
@@ -150,6 +152,7 @@ def median_pool(
     return call(input, Median, (even,), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_median_pool(
     input: Any, output_size: Any, *, even: str = "lower", mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
@@ -161,6 +164,7 @@ def adaptive_median_pool(
     return call(input, Median, (even,), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_median_pool(
     input: Any, *, even: str = "lower", keepdim: bool = False, mask: Tensor | None = None, sizes: Any = None
 ) -> Tensor:

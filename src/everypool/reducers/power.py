@@ -116,7 +116,7 @@ class Power(Reducer):
         """exp(level / p), where an infinite level (all zero, or something infinite) has no slope."""
         end = level.isinf()
         finite = torch.where(end, torch.zeros_like(level), level)
-        limit = torch.where((level > 0) == (torch.as_tensor(p, device=level.device) > 0), float("inf"), 0.0).to(level.dtype)
+        limit = torch.where(_flip_unless_positive(level > 0, p), float("inf"), 0.0).to(level.dtype)
         return torch.where(end, limit, (finite / p).exp())
 
     def _odd(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
@@ -164,9 +164,15 @@ class Power(Reducer):
 def exponent(a: Tensor, p: Any) -> Tensor:
     """p log(a) for a >= 0, with slope 0 at a = 0 and a = inf, for p too, instead of an infinite one."""
     some = (a > 0) & (a < float("inf"))
-    rising = torch.as_tensor(p, device=a.device) > 0
-    end = torch.where(rising == (a.detach() == 0), float("-inf"), float("inf")).to(a.dtype)
+    end = torch.where(_flip_unless_positive(a.detach() == 0, p), float("-inf"), float("inf")).to(a.dtype)
     return torch.where(some, p * torch.where(some, a, torch.ones_like(a)).log(), torch.where(a.isnan(), a, end))
+
+
+def _flip_unless_positive(condition: Tensor, p: Any) -> Tensor:
+    """Return `condition` where p is positive, and its opposite elsewhere."""
+    if isinstance(p, Tensor):
+        return condition == (p > 0)
+    return condition if p > 0 else ~condition
 
 
 def reference(values: Any, exists: Any, p: float = 3.0, norm: str = "mean", signed: str = "clamp", eps: float = 1e-6) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
@@ -78,6 +79,7 @@ class Soft(Reducer):
         return (folds.soft_mean(u, x),), None
 
 
+@handle_overrides
 def soft_pool(
     input: Any,
     kernel_size: Any,
@@ -125,6 +127,7 @@ def soft_pool(
     return call(input, Soft, (beta, grad), Sliding, windows, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def adaptive_soft_pool(
     input: Any, output_size: Any, *, beta: Any = 1.0, grad: str = "exact", mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
@@ -136,6 +139,7 @@ def adaptive_soft_pool(
     return call(input, Soft, (beta, grad), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def global_soft_pool(
     input: Any,
     *,

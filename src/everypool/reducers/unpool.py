@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import readable
+from everypool._overrides import Module, handle_overrides
+from everypool.backends.context import can_read_values
 from everypool.pool import Operation, finished, register
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
@@ -16,6 +17,7 @@ __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
 OVERLAPS = ("last", "add")
 
 
+@handle_overrides
 def max_unpool(
     input: Tensor,
     indices: Tensor,
@@ -93,7 +95,7 @@ def _unpooled(
         cells *= n
     if cells > max(1 << 27, 64 * x[:1, :1].numel()):
         raise check.invalid("output_size", "at most 2**27 cells", check.Shown(str(size)))
-    if readable(where) and where.numel() and bool(((where < -1) | (where >= cells)).any()):
+    if can_read_values(where) and where.numel() and bool(((where < -1) | (where >= cells)).any()):
         rule = f"between -1 and {cells - 1}, the last cell of {size}"
         raise check.invalid("indices", rule, check.Shown(f"{int(where.min())} to {int(where.max())}"))
     flat, where = x.flatten(2), where.flatten(2)
@@ -108,7 +110,7 @@ def _unpooled(
     return y.squeeze(0) if single else y
 
 
-class _MaxUnpool(nn.Module):
+class _MaxUnpool(Module):
     nd = 0
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, overlap: str = "last") -> None:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from everypool.layer import Layer
+from everypool.layer import WindowLayer
 from everypool.pool import Windows
 from everypool.surgery.own import WAY_OUT, Extents, Own, Rows, named, parts, refused, shadows, valueless
 from everypool.surgery.rules import HARMLESS, LIKE, SIZED, merged, rule_of
@@ -377,7 +377,7 @@ def held(module: nn.Module) -> Iterator[Any]:
 def windows_of(module: nn.Module) -> Windows | None:
     """A layer's windows, where they say what sizes there are behind them."""
     try:
-        windows = module.windows if isinstance(module, Layer) else None
+        windows = module.windows if isinstance(module, WindowLayer) else None
     except NotImplementedError:  # it is made of several
         return None
     return windows if windows is not None and windows.folds and not windows.many else None

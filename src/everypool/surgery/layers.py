@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everypool._overrides import Module
+
 __all__ = ["BLURRED", "BlurConv1d", "BlurConv2d", "BlurConv3d", "OverAxes", "Scaled"]
 
 
-class OverAxes(nn.Module):
+class OverAxes(Module):
     """A global pooling over any axes but the first, such as those of (N, H, W, C) or (N, tokens, C).
 
     Args:
@@ -42,7 +44,7 @@ class OverAxes(nn.Module):
         return f"axes={self.axes}, keepdim={self.keepdim}"
 
 
-class Scaled(nn.Module):
+class Scaled(Module):
     """A pooling times a number that was fitted to what stood there before.
 
     >>> Scaled(everypool.MaxPool1d(2), 0.5)(torch.tensor([[[1.0, 4.0]]]))

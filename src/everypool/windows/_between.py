@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import Slide, traced
+from everypool.backends.axes import Slide
+from everypool.backends.context import is_tracing
 from everypool.backends.layout import Layout
 from everypool.windows.sliding import Sliding
 
@@ -34,7 +35,7 @@ class Between(Sliding):
             left, right = pair or (0, 0)
             reach = d * (k - 1)
             inside, last = n + left + right - reach, (layout.axes[i].out - 1) * s + 1
-            out = torch.sym_max(inside, last) if traced() else max(inside, last)
+            out = torch.sym_max(inside, last) if is_tracing() else max(inside, last)
             # the last window begins inside the input or its left padding
             axes.append(Slide(n, out, k, 1, d, left, max(right, min(right + s - 1, reach))))
             if sizes is not None and layout.out_sizes is not None:

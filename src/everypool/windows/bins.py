@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Bins, Keep, Slide, Table, readable, traced
+from everypool._overrides import handle_overrides
+from everypool.backends.axes import Axis, Bins, Keep, Slide, Table
+from everypool.backends.context import can_compare_sizes, can_read_values, is_tracing
 from everypool.backends.layout import Layout
-from everypool.layer import Layer
+from everypool.layer import WindowLayer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 
 __all__ = ["Adaptive", "Global", "Pyramid", "SpatialPyramidPool", "spatial_pyramid_pool"]
@@ -23,7 +25,7 @@ def bins(n: int, out: int, sizes: Tensor | None) -> Axis:
     """`out` adaptive bins over n elements, or over each sample's own size."""
     if sizes is None or out == 1:  # one bin is the whole sample, which the mask already says
         return Bins(n, out)
-    fewest = int(sizes.min()) if readable(sizes) and sizes.numel() else 1
+    fewest = int(sizes.min()) if can_read_values(sizes) and sizes.numel() else 1
     size = sizes.reshape(-1, 1, 1)
     forward = _ranges(torch.arange(out, device=sizes.device).reshape(1, -1, 1), size, out, n // out + 2, n)
     element = torch.arange(n, device=sizes.device).reshape(1, -1, 1)
@@ -61,9 +63,13 @@ class Adaptive(Windows):
 
     fixed: ClassVar[bool] = True
 
+    @staticmethod
+    def axes_of(argument: Any) -> int | None:
+        return len(argument) if isinstance(argument, (list, tuple)) and len(argument) > 1 else None
+
     @property
     def nd(self) -> int | None:
-        return len(self.output_size) if isinstance(self.output_size, (list, tuple)) and len(self.output_size) > 1 else None
+        return self.axes_of(self.output_size)
 
     def checked(self, nd: int) -> tuple[tuple[int, ...], list[bool]]:
         """Bins per axis, and which axes are kept as they are."""
@@ -84,7 +90,7 @@ class Adaptive(Windows):
         number = 1
         for n, o, keep in zip(spatial, out, kept, strict=True):
             number = number * (n if keep else o)
-        if not traced() and number > MOST_OUTPUTS:
+        if not is_tracing() and number > MOST_OUTPUTS:
             raise check.invalid("output_size", f"at most {MOST_OUTPUTS} outputs in all", self.output_size)
         axes: list[Axis] = []
         for axis, (n, o, keep) in enumerate(zip(spatial, out, kept, strict=True)):
@@ -180,11 +186,12 @@ class Pyramid(Windows):
         return Slide(n, level, kernel, stride, 1, left, max((level - 1) * stride + kernel - left - n, 0))
 
     def assemble(self, parts: list[Tensor]) -> Tensor:
-        rows = max(part.shape[0] for part in parts)
-        channels = max(part.shape[1] for part in parts)
-        return torch.cat([part.expand(rows, channels, *part.shape[2:]).flatten(1) for part in parts], dim=1)
+        # masks may have one row or one channel for all
+        alike = torch.broadcast_shapes(*(part.shape[:2] for part in parts)) if can_compare_sizes() else parts[0].shape[:2]
+        return torch.cat([part.expand(*alike, *part.shape[2:]).flatten(1) for part in parts], dim=1)
 
 
+@handle_overrides
 def spatial_pyramid_pool(
     input: Any,
     levels: Any = (1, 2, 4),
@@ -220,7 +227,7 @@ def spatial_pyramid_pool(
     return apply(input, reducer, Pyramid(levels, bins), nd=None, mask=mask, sizes=sizes)
 
 
-class SpatialPyramidPool(Layer):
+class SpatialPyramidPool(WindowLayer):
     """Grids of bins from coarse to fine, joined to a vector of fixed length; see `spatial_pyramid_pool`."""
 
     def __init__(self, levels: Any = (1, 2, 4), reducer: str | Reducer = "max", *, bins: str = "adaptive") -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
+from everypool._overrides import handle_overrides
 from everypool.backends import triton
-from everypool.backends.axes import Bins, Keep, readable, traced
+from everypool.backends.axes import Bins, Keep
 from everypool.backends.choose import choose
+from everypool.backends.context import can_read_values, is_tracing
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.backends.work import Taps
@@ -150,7 +152,7 @@ class Boxes(Windows):
         if choice.name != "triton" or not triton.suits(x) or x.numel() == 0:
             return None
         ratio = self.sampling_ratio if self.sampling == "align" else 0
-        define = None if traced() else lambda x: self._sampled(defined, reducer, x, mask, sample, axes, out)[0][0]
+        define = None if is_tracing() else lambda x: self._sampled(defined, reducer, x, mask, sample, axes, out)[0][0]
         try:
             call = triton.make_boxes(reducer.recipe(), x, mask, sample, axes, out, max(int(ratio), 0), define)
         except triton.Unsupported as error:
@@ -209,7 +211,7 @@ class Boxes(Windows):
         if boxes.device != x.device:
             raise check.invalid("boxes", f"on the device of the input, {x.device}", check.Shown(str(boxes.device)))
         boxes = boxes.detach().to(torch.float64 if boxes.dtype == torch.float64 else torch.float32)
-        if readable(boxes) and boxes.shape[0]:
+        if can_read_values(boxes) and boxes.shape[0]:
             if not bool(boxes.isfinite().all()):
                 raise check.invalid("boxes", "finite", check.Shown("NaN or infinity"))
             number = boxes[:, 0]
@@ -222,7 +224,7 @@ class Boxes(Windows):
                 first = boxes[wrong][0].tolist()
                 raise check.invalid("boxes", "corners in order, the one nearest the origin first", check.Shown(str(first)))
         corners = boxes[:, 1:] * float(self.spatial_scale)
-        if readable(boxes) and bool((~(corners.abs() <= check.LARGEST)).any()):
+        if can_read_values(boxes) and bool((~(corners.abs() <= check.LARGEST)).any()):
             raise check.invalid("boxes", "within 2**40 cells of the map, once scaled", check.Shown(f"{corners.tolist()}"[:80]))
         return boxes[:, 0].to(torch.int64), corners[:, :nd], corners[:, nd:]
 
@@ -237,7 +239,7 @@ class Boxes(Windows):
         # as published, a box without extent has no sample
         ratio = torch.full_like(size, self.sampling_ratio) if self.sampling_ratio > 0 else size.ceil()
         most = self.sampling_ratio if self.sampling_ratio > 0 else 4 * ((n + out - 1) // out) + 1
-        if self.sampling_ratio <= 0 and readable(low):
+        if self.sampling_ratio <= 0 and can_read_values(low):
             needed = max(int(ratio.max()), 1) if ratio.numel() else 1
             if needed > max(most, 16):  # boxes may well leave a map of few cells
                 rule = "at most four times as long as the map, or 16 cells a bin, where sampling_ratio is 0"
@@ -265,7 +267,7 @@ class Boxes(Windows):
         after = ((bin_number + 1) * size.reshape(-1, 1, 1)).ceil() + start.reshape(-1, 1, 1)
         first = torch.minimum(first.clamp(min=0), limit.to(first.dtype)).to(torch.int64)
         after = torch.minimum(after.clamp(min=0), limit.to(after.dtype)).to(torch.int64)
-        most = n if not readable(low) else int((after - first).max().clamp(min=1)) if first.numel() else 1
+        most = n if not can_read_values(low) else int((after - first).max().clamp(min=1)) if first.numel() else 1
         cell = first + torch.arange(most, device=low.device)
         exists = cell < after
         cell = torch.minimum(cell, limit - 1)
@@ -353,6 +355,7 @@ def _rounded_away(x: Tensor) -> Tensor:
     return (x.abs() + 0.5).floor() * x.sign()
 
 
+@handle_overrides
 def roi_align(
     input: Tensor,
     boxes: Any,
@@ -396,6 +399,7 @@ def roi_align(
     return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)
 
 
+@handle_overrides
 def roi_pool(
     input: Tensor,
     boxes: Any,

@@ -104,7 +104,7 @@ class MultiLevelRoIPool(Layer):
             check.choice("fuse", fuse, FUSIONS)
         parse(reducer)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, inputs: Sequence[Tensor], boxes: Any, mask: Sequence[Tensor] | None = None, sizes: Sequence[Any] | None = None
     ) -> Tensor:
         """Pool one map (N, C, *spatial) per level over boxes (R, 1 + 2 * nd)."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
 from everypool._memo import made
+from everypool._overrides import Module, handle_overrides
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
-from everypool.layer import Layer
+from everypool.layer import WindowLayer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.pool.sums import added, onto
 from everypool.windows.strips import check_like, spatial_axis
@@ -69,10 +70,15 @@ def scanned(
     input: Tensor, scan: Scan, reducer: str | Reducer, ties: str, mask: Any, sizes: Any, nd: int | None = None
 ) -> Tensor:
     """A running reduction, with the rule for ties where it is a maximum."""
+    return apply(input, scan_reducer(reducer, ties), scan, nd=nd, mask=mask, sizes=sizes)
+
+
+def scan_reducer(reducer: str | Reducer, ties: str) -> Reducer:
+    """Return the reducer, with the rule for ties where it is a maximum given by name."""
     check.choice("ties", ties, ("first", "last", "even"))
     if isinstance(reducer, str) and reducer.lower().strip() == "max":
-        reducer = parse(f"max:ties={ties}")
-    return apply(input, reducer, scan, nd=nd, mask=mask, sizes=sizes)
+        reducer = f"max:ties={ties}"
+    return made(parse, reducer)
 
 
 def scanned_onto(base: Tensor, input: Tensor, scan: Scan, ties: str) -> Tensor:
@@ -81,6 +87,7 @@ def scanned_onto(base: Tensor, input: Tensor, scan: Scan, ties: str) -> Tensor:
     return base + scanned(input, scan, "max", ties, None, None) if found is None else found
 
 
+@handle_overrides
 def directional_pool(
     input: Tensor,
     axis: int,
@@ -120,6 +127,7 @@ def directional_pool(
     return scanned(input, Scan(axis, reverse), reducer, ties, mask, sizes)
 
 
+@handle_overrides
 def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the bottom up of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
@@ -132,6 +140,7 @@ def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, 
     return scanned(input, Scan(-2, True), "max", ties, mask, sizes, 2)
 
 
+@handle_overrides
 def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the top down of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
@@ -144,6 +153,7 @@ def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = Non
     return scanned(input, Scan(-2, False), "max", ties, mask, sizes, 2)
 
 
+@handle_overrides
 def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the right to the left of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
@@ -156,6 +166,7 @@ def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None,
     return scanned(input, Scan(-1, True), "max", ties, mask, sizes, 2)
 
 
+@handle_overrides
 def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the left to the right of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
@@ -168,6 +179,7 @@ def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None
     return scanned(input, Scan(-1, False), "max", ties, mask, sizes, 2)
 
 
+@handle_overrides
 def corner_pool(
     input: Tensor,
     corner: str = "top_left",
@@ -219,7 +231,7 @@ CORNERS = {
 }
 
 
-class DirectionalPool(Layer):
+class DirectionalPool(WindowLayer):
     """Running reduction along one axis; see `directional_pool`."""
 
     def __init__(self, axis: int, reverse: bool = False, *, reducer: str | Reducer = "max", ties: str = "first") -> None:
@@ -228,9 +240,13 @@ class DirectionalPool(Layer):
         self.chosen, self.ties = reducer, check.choice("ties", ties, ("first", "last", "even"))
         parse(reducer)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
-        """Pool (N, C, *spatial)."""
-        return scanned(input, Scan(self.axis, self.reverse), self.chosen, self.ties, mask, sizes, self.nd)
+    @property
+    def reducer(self) -> Reducer:
+        return scan_reducer(self.chosen, self.ties)
+
+    @property
+    def windows(self) -> Windows:
+        return Scan(self.axis, self.reverse)
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}, reverse={self.reverse}, reducer={self.chosen!r}, ties={self.ties!r}"
@@ -271,7 +287,7 @@ class RightPool(_Direction):
     scan = Scan(-1, False)
 
 
-class _Corner(nn.Module):
+class _Corner(Module):
     corner: ClassVar[str]
 
     def __init__(self, *, ties: str = "first") -> None:

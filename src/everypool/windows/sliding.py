@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Slide, Table, middle, readable, traced
+from everypool.backends.axes import Axis, Slide, Table, middle
+from everypool.backends.context import can_compare_sizes, can_read_values, is_tracing
 from everypool.backends.layout import Layout, Native
 from everypool.pool import Windows
 
@@ -47,9 +48,13 @@ class Sliding(Windows):
     dilation: Any = 1
     ceil_mode: bool = False
 
+    @staticmethod
+    def axes_of(argument: Any) -> int | None:
+        return len(argument) if isinstance(argument, (list, tuple)) and len(argument) > 1 else None
+
     @property
     def nd(self) -> int | None:
-        return len(self.kernel_size) if isinstance(self.kernel_size, (list, tuple)) and len(self.kernel_size) > 1 else None
+        return self.axes_of(self.kernel_size)
 
     def checked(self, nd: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, list[tuple[int, int] | None]]:
         """(kernel, stride, dilation, ceil_mode, padding) per axis, every rule kept that does not need the input."""
@@ -180,7 +185,7 @@ class _Row:
         return _smaller(out, begun), left, right
 
     def checked(self) -> tuple[int, Any, Any]:
-        if self.pair is not None and not torch.compiler.is_exporting():
+        if self.pair is not None and can_compare_sizes():
             # in ceil mode the only window may run over the end too, by less than a step
             padded, over = self.n + sum(self.pair), self.stride - 1 if self.ceil else 0
             if self.reach > padded + over:
@@ -190,7 +195,7 @@ class _Row:
 
     def own(self, size: Tensor) -> _Own:
         out, left, right = self.sized(size)
-        if readable(size) and bool((out < 1).any()):
+        if can_read_values(size) and bool((out < 1).any()):
             rule = f"large enough for a dilated kernel of {self.reach} in the padded sample"
             raise check.invalid("sizes", rule, check.Shown(str(size.tolist())[:80]))
         return _Own(size, out, left, right)
@@ -248,16 +253,16 @@ class _Row:
         """Every window holds an element: granted by the padding rule unless dilation lets taps jump over the input."""
         if self.dilation == 1:
             return True
-        return not traced() and self.n >= self.dilation
+        return not is_tracing() and self.n >= self.dilation
 
 
 def _larger(first: Any, second: Any) -> Any:
     if isinstance(first, Tensor):
         return first.clamp(min=second)
-    return torch.sym_max(first, second) if traced() else max(first, second)
+    return torch.sym_max(first, second) if is_tracing() else max(first, second)
 
 
 def _smaller(first: Any, second: Any) -> Any:
     if isinstance(first, Tensor):
         return torch.minimum(first, second)
-    return torch.sym_min(first, second) if traced() else min(first, second)
+    return torch.sym_min(first, second) if is_tracing() else min(first, second)

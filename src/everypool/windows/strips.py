@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
+from everypool._overrides import Module, handle_overrides
 from everypool.backends.axes import Axis, Bins, Keep
 from everypool.backends.choose import choose
+from everypool.backends.context import fixed_shape
 from everypool.backends.corners import cross_sum
 from everypool.backends.layout import Layout
-from everypool.layer import Layer
+from everypool.layer import WindowLayer
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.pool.sums import added
 
@@ -78,11 +80,12 @@ def spatial_axis(name: str, axis: Any, nd: int) -> int:
 
 def check_like(other: Any, input: Tensor) -> None:
     """Raise unless `other` is a map of the same shape, type and device."""
-    alike = isinstance(other, Tensor) and (other.shape, other.dtype, other.device) == (input.shape, input.dtype, input.device)
-    if not alike:
+    alike = isinstance(other, Tensor) and (other.dtype, other.device) == (input.dtype, input.device)
+    if not alike or fixed_shape(other) != fixed_shape(input):
         raise check.invalid("other", f"like input, {check.shown(input)}", other)
 
 
+@handle_overrides
 def strip_pool(
     input: Tensor, reducer: str | Reducer = "mean", *, mask: Tensor | None = None, sizes: Any = None
 ) -> tuple[Tensor, ...]:
@@ -111,7 +114,7 @@ def strip_pool(
     return apply(input, reducer, Strips(), nd=None, mask=mask, sizes=sizes)
 
 
-class StripPool(Layer):
+class StripPool(WindowLayer):
     """Pool long thin strips along every axis; see `strip_pool`."""
 
     def __init__(self, reducer: str | Reducer = "mean") -> None:
@@ -131,6 +134,7 @@ class StripPool(Layer):
         return f"reducer={self.chosen!r}"
 
 
+@handle_overrides
 def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Largest value of each column plus largest value of each row: the core of CenterNet's center pooling.
 
@@ -188,7 +192,7 @@ def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor |
     return total.masked_fill(~(inside if mask is None else inside & mask), 0)
 
 
-class CrossMaxPool(nn.Module):
+class CrossMaxPool(Module):
     """Largest value of each column plus largest value of each row; see `cross_max_pool`."""
 
     def forward(self, input: Tensor, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:

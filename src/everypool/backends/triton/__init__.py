@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import traced
-from everypool.backends.eager import plain_autograd
+from everypool.backends.context import needs_differentiable_ops
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.boxes import Pooled, spots_of
@@ -64,7 +63,7 @@ def suits(x: Any) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and not torch.compiler.is_exporting()
-        and (traced() or not plain_autograd())
+        and (torch.compiler.is_compiling() or not needs_differentiable_ops())
     )
 
 

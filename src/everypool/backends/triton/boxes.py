@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.gradients import by_definition
 from everypool.backends.layout import in_pixels
 from everypool.backends.recipe import Recipe
@@ -226,7 +226,7 @@ class _Graph(Function):
         x, values, y, *kept = ctx.saved_tensors
         pooled: Pooled = ctx.pooled
         needs_x, needs_values = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() and not traced():
+        if torch.is_grad_enabled() and not is_tracing():
             return *by_definition(pooled.define(x), (x, values), (needs_x, needs_values), grad), None  # type: ignore[misc]
         needed = x if pooled.recipe.op in WEIGHED else None
         common = pooled.common()

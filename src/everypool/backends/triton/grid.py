@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import Axis, Bins, Keep, Run, Slide, Table, traced
+from everypool.backends.axes import Axis, Bins, Keep, Run, Slide, Table
+from everypool.backends.context import is_tracing
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
 
@@ -91,16 +92,16 @@ def _axis(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch
     if layout.sizes is None and recipe.op != "centre" and not isinstance(axis, Run):
         if isinstance(axis, Keep):
             return KEEP, (n, n, 1, 0, 1, 1, 0), 1, [*nothing, cells]
-        if isinstance(axis, Slide) and (traced() or axis.stride <= n):
-            axis = axis if traced() else axis._trimmed()
+        if isinstance(axis, Slide) and (is_tracing() or axis.stride <= n):
+            axis = axis if is_tracing() else axis._trimmed()
             step = axis.dilation if axis.kernel > 1 else 1
             numbers = (n, out, axis.stride, axis.left, axis.kernel, step, 0)
-            whole = not traced() and axis.left == 0 and (out - 1) * axis.stride + (axis.kernel - 1) * step < n
+            whole = not is_tracing() and axis.left == 0 and (out - 1) * axis.stride + (axis.kernel - 1) * step < n
             return FULL if whole else SLIDE, numbers, min(axis.kernel, n), [*nothing, cells]
         if isinstance(axis, Bins) and isinstance(out, int) and out == 1:
             return WHOLE, (n, 1, 1, 0, 1, 1, 0), n, [*nothing, cells]
         if isinstance(axis, Bins):
-            if not traced() and n % out == 0:
+            if not is_tracing() and n % out == 0:
                 return FULL, (n, out, n // out, 0, n // out, 1, 0), n // out, [*nothing, cells]
             bound = n // out if n % out == 0 else (n + out - 1) // out + 1
             return BINS, (n, out, 1, 0, 1, 1, 0), min(bound, n), [*nothing, cells]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.gradients import by_definition
 from everypool.backends.recipe import Recipe
 from everypool.backends.triton.grid import NUMBERS, Grid
@@ -219,7 +219,7 @@ class _Graph(Function):
         fused: Fused = ctx.fused
         needs_x, needs_values, needs_onto, _ = ctx.needs_input_grad
         passed = grad if needs_onto else None
-        if torch.is_grad_enabled() and not traced():
+        if torch.is_grad_enabled() and not is_tracing():
             return *by_definition(fused.define(x), (x, values), (needs_x, needs_values), grad), passed, None  # type: ignore[misc]
         if fused.grid.own and fused.mask is not None and (needs_values or fused.grid.running is None):
             grad = grad.masked_fill(~fused.mask, 0)  # no window where its own place does not count

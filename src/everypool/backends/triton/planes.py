@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.gradients import by_definition
 from everypool.backends.layout import in_pixels
 from everypool.backends.triton.registry import define, present
@@ -61,7 +61,7 @@ class _Graph(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         first, second, *maps = ctx.saved_tensors
         planes: Planes = ctx.planes
-        if torch.is_grad_enabled() and not traced() and planes.define is not None:
+        if torch.is_grad_enabled() and not is_tracing() and planes.define is not None:
             return None, *by_definition(planes.define(*maps), maps, ctx.needs_input_grad[1:], grad)
         same = ctx.number == 1
         parts = torch.ops.everypool.fused_planes_backward(grad, first, second, planes.kind, planes.reverse, same)

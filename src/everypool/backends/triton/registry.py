@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.layout import LAST, in_pixels
 
 __all__ = ["INSTALLED", "TYPES", "define", "direct", "laid_out", "on", "present", "there"]
@@ -68,7 +68,7 @@ def there(parts: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 def direct(x: Tensor) -> bool:
     """Whether a kernel may be launched without an operator around it, which costs as much again: nothing looks on."""
-    return type(x) in _KINDS and not traced() and not torch._C._len_torch_dispatch_stack()
+    return type(x) in _KINDS and not is_tracing() and not torch._C._len_torch_dispatch_stack()
 
 
 _KINDS = (Tensor, torch.nn.Parameter)

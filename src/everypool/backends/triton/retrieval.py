@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from everypool.backends.axes import traced
+from everypool.backends.context import is_tracing
 from everypool.backends.gradients import by_definition
 from everypool.backends.triton.registry import TYPES, define
 
@@ -115,7 +115,7 @@ class _Graph(Function):
         retrieval: Retrieval = ctx.retrieval
         needs = list(ctx.needs_input_grad[:2])
         dx = du = None
-        if any(needs) and torch.is_grad_enabled() and not traced():
+        if any(needs) and torch.is_grad_enabled() and not is_tracing():
             dx, du = by_definition(retrieval.define(x, u), (x, u), needs, grad)  # type: ignore[misc]
         elif any(needs):
             made = (grad, x, u, mean, top, weight)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool.backends.axes import traced
+from everypool._overrides import Module
+from everypool.backends.context import can_read_values
 
 __all__ = ["HopfieldCore", "Iteration", "by_head", "product", "wide32"]
 
@@ -100,14 +101,9 @@ class Iteration:
                 norm = change.square().sum((2, 3), keepdim=True).sqrt()
                 active = active & (limit > step) & (norm > eps)
             xi = new
-            if _may_look(active) and not bool(active.any()):
+            if can_read_values(active) and not bool(active.any()):
                 break
         return xi
-
-
-def _may_look(active: Tensor) -> bool:
-    """False while a graph is recorded: then all steps are made, and what has converged stays as it is."""
-    return not traced() and not active.is_meta and not torch._C._are_functorch_transforms_active()
 
 
 def _step(name: str, value: Any) -> int:
@@ -131,7 +127,7 @@ def _per_head(name: str, value: Any, heads: int, one: Callable[[str, Any], Any])
     return tuple(one(name, item) for item in values)
 
 
-class HopfieldCore(nn.Module):
+class HopfieldCore(Module):
     """Projections into the association space and out of it; see `Hopfield` for the settings."""
 
     in_proj_weight: nn.Parameter | None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
+from everypool.backends.context import can_compare_sizes, fixed_shape
 from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
 from everypool.pool import Operation, register
@@ -18,7 +20,7 @@ __all__ = ["Hopfield"]
 ACTIVATIONS = ("abs", "exp", "relu", "selu", "sigmoid", "sin", "tanh")
 
 
-class Hopfield(nn.Module):
+class Hopfield(Module):
     """Continuous modern Hopfield network: states retrieve what they resemble among stored patterns.
 
     xi = softmax(beta q k^T); q <- xi k and again, `update_steps_max` times or until converged; y = W_o concat_heads(xi v)
@@ -290,12 +292,13 @@ class Hopfield(nn.Module):
             checked_patterns(x, self.batch_first, size, static)
             for x, size, static in zip(parts, sizes_of, self._static(), strict=True)
         )
-        samples = max(stored.shape[0], state.shape[0]) if 0 not in (stored.shape[0], state.shape[0]) else 0
+        rows, states = fixed_shape(stored)[0], fixed_shape(state)[0]
+        samples = 0 if 0 in (rows, states) else stored.shape[0] if rows >= states else state.shape[0]
         if parts[2] is parts[0]:
             projection = stored  # shared, so that what is the same is computed once
-        if projection.shape[:2] != stored.shape[:2]:
+        if fixed_shape(projection)[:2] != fixed_shape(stored)[:2]:
             raise check.invalid("input", f"a pattern projection for each of the {tuple(stored.shape[:2])} patterns", projection)
-        if state.shape[0] != stored.shape[0] and 1 not in (state.shape[0], stored.shape[0]):
+        if rows != states and 1 not in (rows, states):
             raise check.invalid("input", f"states of {stored.shape[0]} samples as the stored patterns", state)
         counts = exists(padding, mask, sizes, samples, stored.shape[1], stored.device)
         if counts is not None:  # padding may hold anything, NaN too
@@ -324,10 +327,10 @@ def checked_patterns(x: Any, batch_first: bool, size: int | None, static: bool) 
     check.floating("input", check.tensor("input", x, shape, (3,)))
     if x.layout != torch.strided:
         raise check.wrong_type("input", "a dense (strided) tensor", check.Shown(f"layout {x.layout}"))
-    if not static and size is not None and x.shape[2] != size:
+    if not static and size is not None and fixed_shape(x)[2] != size:
         raise check.invalid("input", f"of shape {shape} with D = {size}", x)
     x = x if batch_first else x.transpose(0, 1)
-    if not torch.compiler.is_exporting() and x.shape[1] == 0:
+    if can_compare_sizes() and x.shape[1] == 0:
         raise check.invalid("input", "one pattern or more for each sample", x)
     return x
 
@@ -335,7 +338,7 @@ def checked_patterns(x: Any, batch_first: bool, size: int | None, static: bool) 
 def _normed(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
     if norm is None:
         return x
-    if x.shape[-1:] != norm.normalized_shape:
+    if fixed_shape(x)[-1:] != norm.normalized_shape:
         raise check.invalid("input", f"of {norm.normalized_shape[0]} elements per pattern, as its normalisation", x)
     result: Tensor = norm(x)
     return result

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
 from everypool.blocks.hopfield.core import product
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import exists
@@ -16,7 +17,7 @@ from everypool.pool import Operation, register
 __all__ = ["HopfieldLayer"]
 
 
-class HopfieldLayer(nn.Module):
+class HopfieldLayer(Module):
     """Lookup: every input pattern retrieves among `quantity` learned patterns.
 
     y = W_o (softmax(beta q k^T) v) + b_o with q from the input, k from `lookup_weights`, and v from them or `target_weights`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.backends.axes import traced
+from everypool.backends.context import can_compare_sizes, can_read_values
 
 __all__ = ["association_mask", "exists", "softmax_over"]
 
@@ -28,7 +28,7 @@ def exists(padding: Any, mask: Any, sizes: Any, samples: int, count: int, device
     rule = f"a bool tensor of shape (N, S) = ({samples}, {count})"
     if not isinstance(table, Tensor) or table.dtype != torch.bool:
         raise check.wrong_type(given[0], rule, table)
-    if table.dim() != 2 or table.shape[0] != samples or table.shape[1] != count:
+    if table.dim() != 2 or (can_compare_sizes() and tuple(table.shape) != (samples, count)):
         raise check.invalid(given[0], rule, table)
     if table.device != device:
         raise check.invalid(given[0], f"on the device of the input, {device}", check.Shown(str(table.device)))
@@ -43,10 +43,9 @@ def _sizes(sizes: Any, samples: int, count: int, device: torch.device) -> Tensor
         raise check.wrong_type("sizes", rule, sizes) from error
     if table.dtype not in check.INTEGRAL and table.numel():
         raise check.wrong_type("sizes", rule, sizes)
-    if table.dim() not in (1, 2) or table.shape[0] != samples or (table.dim() == 2 and table.shape[1] != 1):
+    if table.dim() not in (1, 2) or (can_compare_sizes() and tuple(table.shape) not in ((samples,), (samples, 1))):
         raise check.invalid("sizes", rule, sizes)
-    looked_at = not traced() and not torch._C._are_functorch_transforms_active()
-    if looked_at and bool(((table < 1) | (table > count)).any()):
+    if can_read_values(table) and bool(((table < 1) | (table > count)).any()):
         raise check.invalid("sizes", f"between 1 and the number of patterns {count}", check.Shown(str(table.tolist())[:80]))
     return table.reshape(-1, 1)
 

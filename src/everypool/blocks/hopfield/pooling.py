@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._overrides import Module
 from everypool.backends import triton
-from everypool.backends.axes import traced
 from everypool.backends.choose import choose
+from everypool.backends.context import fixed_shape, is_tracing
 from everypool.backends.layout import prefix_mask
 from everypool.blocks.hopfield.core import by_head, wide32
 from everypool.blocks.hopfield.layer import Hopfield
@@ -24,7 +25,7 @@ __all__ = ["HopfieldPooling"]
 FORMS = ("auto", "folded", "plain")
 
 
-class HopfieldPooling(nn.Module):
+class HopfieldPooling(Module):
     """Attention pooling by `quantity` learned states, after any number of Hopfield updates.
 
     y = W_o concat_heads(softmax(beta q k^T) v) + b_o, with q from `pooling_weights`, k and v from the input.
@@ -105,10 +106,10 @@ class HopfieldPooling(nn.Module):
             patterns: S.
         """
         core = self.hopfield.association_core
-        width, value = core.key_dim or self.pooling_weights.shape[2], core.value_dim or 0
+        width, value = core.key_dim or fixed_shape(self.pooling_weights)[2], core.value_dim or 0
         heads, states, steps = core.num_heads, self.quantity, self.hopfield.iteration().most
         wide, out = heads * (core.head_dim or width), heads * (core.pattern_dim or value)
-        query = 0 if core.query_static else states * self.pooling_weights.shape[2] * wide
+        query = 0 if core.query_static else states * fixed_shape(self.pooling_weights)[2] * wide
         projections = patterns * ((0 if core.key_static else width * wide) + (0 if core.value_static else value * out))
         plain = query + samples * (projections + patterns * states * ((1 + 2 * steps) * wide + out))
         if not self.foldable:
@@ -145,7 +146,7 @@ class HopfieldPooling(nn.Module):
         """
         stored, projection, counts, pairs = self._prepared(input, stored_pattern_padding_mask, association_mask, mask, sizes)
         # a recorded graph serves inputs of every size, so there the cost of very many patterns decides
-        many = traced()
+        many = is_tracing()
         if self.chosen(1 << 20 if many else stored.shape[0], 1 << 20 if many else stored.shape[1]) == "folded":
             recalled = self._folded(stored, projection, counts, pairs)
         else:
@@ -260,7 +261,7 @@ class HopfieldPooling(nn.Module):
             return softmax_over(counts, pairs, 0)((u @ z.transpose(1, 2)).unflatten(1, states)).flatten(1, 2) @ z
 
         eps = None if norm is None else norm.eps
-        kernel = triton.Retrieval(states[0], eps, counts, pairs, None if traced() else define)
+        kernel = triton.Retrieval(states[0], eps, counts, pairs, None if is_tracing() else define)
         why = self._refusal(stored, projection) or kernel.refusal(stored)
         if why is not None:
             refuse(choice, stored, why)

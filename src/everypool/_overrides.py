@@ -1,0 +1,75 @@
+"""Functions and modules that torch.fx, tensor subclasses and function modes see as they see torch's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Module", "call_override", "handle_overrides", "has_override"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def handle_overrides(function: Function) -> Function:
+    """Let the first argument's `__torch_function__`, or an active function mode, handle the call."""
+
+    @functools.wraps(function)
+    def wrapper(input: Any, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(input):
+            return handle_torch_function(wrapper, (input,), input, *args, **kwargs)
+        return function(input, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def has_override(input: Any, mask: Any, sizes: Any) -> bool:
+    """Return True if the `__torch_function__` of an argument, or a function mode, handles the call."""
+    if torch.compiler.is_compiling():
+        return False
+    listed = isinstance(input, (list, tuple)) and has_torch_function(input)
+    return listed or has_torch_function_variadic(input, mask, sizes)
+
+
+def call_override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Let the `__torch_function__` of an argument, or a function mode, handle the call."""
+    return handle_torch_function(function, tree_leaves((args, kwargs)), *args, **kwargs)
+
+
+class Module(nn.Module):
+    """A module that torch.fx records as one call, as it does torch.nn's."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            cls.forward = _record_as_leaf(cls.__dict__["forward"])
+
+
+def _record_as_leaf(forward: Function) -> Function:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not has_torch_function_unary(args[0]):
+            return forward(self, args[0])
+        leaves = tree_leaves((args, kwargs))
+        if torch.compiler.is_compiling() or not has_torch_function(leaves):
+            return forward(self, *args, **kwargs)
+        for proxy in leaves:
+            if isinstance(proxy, torch.fx.Proxy):
+                tracer: Any = proxy.tracer
+                path = tracer.path_of_module(self)
+                if path:  # without one, this is the module that is traced
+                    return tracer.create_proxy("call_module", path, args, kwargs)
+                return forward(self, *args, **kwargs)
+        return handle_torch_function(wrapper, leaves, self, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
