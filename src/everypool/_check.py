@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everypool.backends.context import fixed_shape
+
 __all__ = [
     "InvalidValue",
     "batched",
@@ -38,7 +40,7 @@ def shown(value: object) -> str:
     if isinstance(value, Tensor):
         if value.is_nested:
             return "a nested tensor"
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {fixed_shape(value)} on {value.device}"
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else f"an int of {value.bit_length()} bits"
     return text if len(text) <= 80 else text[:77] + "..."
 

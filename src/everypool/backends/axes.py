@@ -146,16 +146,17 @@ class Slide(Axis):
     def _fold(self, monoid: Monoid, state: State, dim: int) -> State:
         k, s, d, out = self.kernel, self.stride, self.dilation, self.out
         parts = [_padded(part, dim, self.left, self.right, value) for part, value in zip(state, monoid.identity, strict=True)]
-        span = (out - 1) * s + 1
         if k == 1:
-            return tuple(_stepped(part, dim, 0, span, s) for part in parts)
+            return tuple(_stepped(part, dim, 0, out, s) for part in parts)
         if 3 < k <= s and d == 1 and not is_tracing():
-            parts = [crop(part, dim, 0, span + k - 1).unfold(dim, k, s) for part in parts]
+            parts = [crop(part, dim, 0, (out - 1) * s + k).unfold(dim, k, s) for part in parts]
             return monoid.over(tuple(parts), parts[0].dim() - 1)
         if k <= 3 or (k <= s and k <= 9):
-            taps = [tuple(_stepped(part, dim, t * d, span, s) for part in parts) for t in range(k)]
+            taps = [tuple(_stepped(part, dim, t * d, out, s) for part in parts) for t in range(k)]
             return _merged(monoid, taps)
-        return tuple(_stepped(part, dim, 0, span, s) for part in _doubled(monoid, tuple(parts), dim, k, d, span))
+        # an exported graph cannot know that the last window lies inside
+        length = (out - 1) * s + 1 if can_compare_sizes() else parts[0].shape[dim] - (k - 1) * d
+        return tuple(_stepped(part, dim, 0, out, s) for part in _doubled(monoid, tuple(parts), dim, k, d, length))
 
     def transposed(self) -> Axis:
         if self.stride > self.n:
@@ -210,8 +211,11 @@ def _padded(part: Tensor, dim: int, left: int, right: int, value: float) -> Tens
     return F.pad(part, pad, value=value)
 
 
-def _stepped(part: Tensor, dim: int, start: int, span: int, step: int) -> Tensor:
-    return part[(slice(None),) * dim + (slice(start, start + span, step),)]
+def _stepped(part: Tensor, dim: int, start: int, count: int, step: int) -> Tensor:
+    """Return `count` elements of an axis from `start` on, `step` apart."""
+    if not can_compare_sizes():  # a slice asks whether its end lies inside
+        return part.index_select(dim, torch.arange(count, device=part.device) * step + start)
+    return part[(slice(None),) * dim + (slice(start, start + (count - 1) * step + 1, step),)]
 
 
 def _merged(monoid: Monoid, states: list[State]) -> State:

@@ -159,7 +159,17 @@ class Folds:
     @staticmethod
     def take(x: Tensor, index: Tensor) -> Tensor:
         """The elements at flat positions of each plane; position -1 gives some element, for `exists` to erase."""
-        return x.flatten(2).gather(2, index.flatten(2).clamp(min=0)).unflatten(2, index.shape[2:])
+        index = index.clamp(min=0)
+        if can_compare_sizes():
+            return x.flatten(2).gather(2, index.flatten(2)).unflatten(2, index.shape[2:])
+        places = []  # an exported graph cannot split an axis into symbolic ones
+        for size in reversed(x.shape[2:]):
+            places.append(index % size)
+            index = torch.div(index, size, rounding_mode="floor")
+        shape = [1] * (x.dim() - 2)
+        rows = torch.arange(x.shape[0], device=x.device).reshape(-1, 1, *shape)
+        channels = torch.arange(x.shape[1], device=x.device).reshape(1, -1, *shape)
+        return x[(rows, channels, *reversed(places))]
 
     def log_mean_exp(self, u: Tensor) -> Tensor:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
@@ -299,6 +309,8 @@ class Folds:
 
     def taps(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for few reducers."""
+        if not can_compare_sizes():
+            return self._indexed_taps(x)
         flat, found = self.tap_table(rows)
         batch = x.shape[0]
         shape = flat.shape[1:]
@@ -309,6 +321,25 @@ class Folds:
             index_of_mask = flat.flatten(1).unsqueeze(1).expand(mask.shape[0], mask.shape[1], -1)
             exists = exists & mask.gather(2, index_of_mask).unflatten(2, shape)
         return x.flatten(2).gather(2, index).unflatten(2, shape), exists
+
+    def _indexed_taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`taps` for exported graphs, which cannot split an axis into symbolic ones."""
+        index: list[Tensor] = []
+        exists = torch.ones((), dtype=torch.bool, device=x.device)
+        for axis, along in enumerate(self.layout.axes):
+            positions, found = along.table(x.device)
+            shape = [positions.shape[0] if positions.dim() == 3 else 1] + [1] * (2 * self.nd)
+            shape[1 + axis], shape[1 + self.nd + axis] = positions.shape[-2:]
+            index.append(positions.reshape(shape))
+            exists = exists & found.reshape(shape)
+        last = range(1 + self.nd, 1 + 2 * self.nd)
+
+        def look_up(planes: Tensor) -> Tensor:  # (N, C, *spatial) to (N, C, *out, taps)
+            rows = torch.arange(planes.shape[0], device=x.device).reshape(-1, *[1] * (2 * self.nd))
+            return planes.transpose(0, 1)[(slice(None), rows, *index)].transpose(0, 1).flatten(2 + self.nd)
+
+        exists = exists.flatten(last[0]).unsqueeze(1)
+        return look_up(x), exists if self.mask is None else exists & look_up(self.mask)
 
     def centre(self, x: Tensor, *, upper: tuple[bool, ...]) -> Tensor:
         """The element in the middle of each window, taking per axis the later of two middles where `upper` says so."""
