@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from everypool import _check as check
-from everypool.backends import cpu, triton
+from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import Choice, choose
+from everypool.backends.context import find_obstacle, fixed_shape
 from everypool.backends.layout import Layout
 from everypool.backends.work import operations_of, traffic
 from everypool.pool import Reducer, Windows, parse, prepared
@@ -53,12 +56,12 @@ class Explanation:
 def explain(
     reducer: str | Reducer,
     windows: Windows,
-    shape: Sequence[int],
+    shape: Sequence[int] | Tensor,
     dtype: torch.dtype = torch.float32,
     device: Any = "cpu",
     mask: bool = False,
 ) -> Explanation:
-    """Say which implementation pools an input of that shape, why, and what that costs, without any such input.
+    """Say which implementation pools an input of that shape here and now, why, and what that costs.
 
     Operations are those of the definition, each addition, comparison, power and so on counting as one; bytes are those of
     a fold that touches every tensor once. See docs/costs.md.
@@ -66,7 +69,8 @@ def explain(
     Args:
         reducer: a reducer, or the name of one with its settings, such as "gem:p=4".
         windows: which elements belong together.
-        shape: of the input, (N, C, *spatial), one to three spatial axes.
+        shape: of the input, (N, C, *spatial), one to three spatial axes; or the input itself, whose type and device then
+            count, and whether it is a tensor of a kind of its own. No value is read.
         dtype: of the input.
         device: of the input.
         mask: with a mask (N, 1, *spatial).
@@ -92,12 +96,29 @@ def explain(
     if not isinstance(dtype, torch.dtype):
         raise check.wrong_type("dtype", "a torch.dtype", dtype)
     check.boolean("mask", mask)
-    size, where = _size(shape), _device(device)
+    given = shape if isinstance(shape, Tensor) else None
+    with counter.quiet() if counter.listening() else nullcontext():
+        obstacle = find_obstacle(given)
+    if given is not None:
+        shape, dtype, device = fixed_shape(given), given.dtype, given.device
+    with _disable_current_modes():
+        return _explain(reducer, windows, _size(shape), dtype, _device(device), mask, obstacle)
+
+
+def _explain(
+    reducer: Reducer,
+    windows: Windows,
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+    where: torch.device,
+    mask: bool,
+    obstacle: str | None,
+) -> Explanation:
     x, _, _ = prepared(torch.empty(size, dtype=dtype, device="meta"), windows, None, None, None)
     reducer.check(x)
     layouts = windows.outlines(size[2:])
     result = windows.assemble([x.new_empty((*size[:2], *layout.out)) for layout in layouts])
-    implementation, reason, rejected = _implementation(reducer, windows, layouts, x, where, mask)
+    implementation, reason, rejected = _implementation(reducer, windows, layouts, x, where, mask, obstacle)
     taps, work = windows.taps([size]) or [], reducer.work(len(size) - 2)
     held, filled = (sum(t.planes * getattr(t, name) for t in taps) for name in ("total", "windows"))
     numbers = math.prod(size[:1] + size[2:]) if mask else 0
@@ -142,10 +163,21 @@ Implementation = tuple[str, str, tuple[tuple[str, str], ...]]  # what runs, why,
 
 
 def _implementation(
-    reducer: Reducer, windows: Windows, layouts: list[Layout], x: Tensor, device: torch.device, mask: bool
+    reducer: Reducer,
+    windows: Windows,
+    layouts: list[Layout],
+    x: Tensor,
+    device: torch.device,
+    mask: bool,
+    obstacle: str | None,
 ) -> Implementation:
     choice = choose(device.type)
     library = cpu.library()
+    if choice.name != "eager" and obstacle is not None:
+        others = tuple(item for item in choice.rejected if item[0] not in ("eager", choice.name))
+        if choice.named and x.numel() > 0:
+            return "none", f"{choice.reason}, which is an error: {obstacle}", ((choice.name, obstacle), *others)
+        return "eager", "the definition runs in every way of calling", ((choice.name, obstacle), *others)
     if choice.name == "triton":
         return _fused(reducer, layouts, x, mask, choice)
     if choice.name == "eager" or library is None:

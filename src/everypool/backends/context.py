@@ -20,6 +20,7 @@ __all__ = [
     "find_obstacle",
     "fixed_shape",
     "force_differentiable_ops",
+    "has_transforms",
     "is_forward_mode",
     "is_jit_tracing",
     "is_plain_type",
@@ -33,7 +34,7 @@ _set_jit_state: Any = getattr(torch._C, "_set_tracing_state")  # noqa: B009 (tor
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _get_mode = torch._C._get_dispatch_mode
 _KEYS = torch._C._TorchDispatchModeKey
-_has_transforms = torch._C._are_functorch_transforms_active
+has_transforms = torch._C._are_functorch_transforms_active
 _is_legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
@@ -87,7 +88,7 @@ def needs_differentiable_ops() -> bool:
 
     While a graph is recorded, under the transforms of torch.func, and for derivatives in forward mode.
     """
-    return is_tracing() or _state.differentiable or _has_transforms() or _forward_ad._current_level >= 0
+    return is_tracing() or _state.differentiable or has_transforms() or _forward_ad._current_level >= 0
 
 
 def resolve_batch(*grads: Tensor | None) -> AbstractContextManager[None]:
@@ -113,7 +114,7 @@ def force_differentiable_ops() -> Iterator[None]:
 
 def can_read_values(*tensors: Tensor) -> bool:
     """Return True if the values may be looked at: nothing records or transforms the computation, and there are values."""
-    return not (is_tracing() or _has_transforms() or any(t.is_meta or not is_plain_type(type(t)) for t in tensors))
+    return not (is_tracing() or has_transforms() or any(t.is_meta or not is_plain_type(type(t)) for t in tensors))
 
 
 def is_plain_type(kind: type) -> bool:
@@ -133,7 +134,7 @@ def find_obstacle(x: Any = None) -> str | None:
         return f"{type(x).__name__} handles operators itself, or is no tensor"
     if _jit_state() is not None:
         return "torch.jit.trace records the graph"
-    if _has_transforms():
+    if has_transforms():
         return "a transform of torch.func is active"
     if _forward_ad._current_level >= 0:
         return "derivatives are computed in forward mode"

@@ -336,7 +336,8 @@ class Folds:
 
         def look_up(planes: Tensor) -> Tensor:  # (N, C, *spatial) to (N, C, *out, taps)
             rows = torch.arange(planes.shape[0], device=x.device).reshape(-1, *[1] * (2 * self.nd))
-            return planes.transpose(0, 1)[(slice(None), rows, *index)].transpose(0, 1).flatten(2 + self.nd)
+            everywhere: tuple[Any, ...] = (slice(None), rows, *index)
+            return planes.transpose(0, 1)[everywhere].transpose(0, 1).flatten(2 + self.nd)
 
         exists = exists.flatten(last[0]).unsqueeze(1)
         return look_up(x), exists if self.mask is None else exists & look_up(self.mask)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from everypool.backends.axes import Axis
+from everypool.backends.context import has_transforms
 
 __all__ = ["LAST", "Layout", "Native", "in_pixels", "prefix_mask"]
 
@@ -61,4 +62,6 @@ def prefix_mask(sizes: Tensor, spatial: tuple[int, ...]) -> Tensor:
 def in_pixels(x: Tensor) -> bool:
     """Whether channels lie side by side in memory."""
     last = LAST.get(x.dim())
-    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+    if last is None or x.is_contiguous() or has_transforms():
+        return False
+    return x.is_contiguous(memory_format=last)

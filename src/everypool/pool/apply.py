@@ -20,6 +20,7 @@ from everypool.pool.checks import prepared
 from everypool.pool.folding import existing, finished
 from everypool.pool.plans import CALLS, drop_batch, fused_plan, new_plan, planned
 from everypool.pool.records import Reducer, Windows, parse
+from everypool.pool.shards import is_distributed, pool_shards
 
 __all__ = ["apply", "call", "pool"]
 
@@ -107,14 +108,14 @@ def apply(
 
     With `tells`, torch's counter of operations is told of it, where one listens.
     """
-    options = {"nd": nd, "mask": mask, "sizes": sizes, "return_mask": return_mask}
     if has_override(input, mask, sizes):
-        return call_override(apply, input, reducer, windows, **options)
+        return call_override(apply, input, reducer, windows, nd=nd, mask=mask, sizes=sizes, return_mask=return_mask)
     choice = choose(input.device.type if isinstance(input, Tensor) else "cpu")
     reducer = reducer if isinstance(reducer, Reducer) else made(parse, reducer)
     if not isinstance(windows, Windows):
         raise check.wrong_type("windows", "a Windows object such as Sliding(2)", windows)
     nd = windows.nd if nd is None else nd
+    options: dict[str, Any] = {"nd": nd, "mask": mask, "sizes": sizes, "return_mask": return_mask}
     if mask is None and sizes is None and not return_mask:
         found = None
         if choice.name == "cpu" and cpu.unsupported_reason(input) is None:
@@ -123,6 +124,8 @@ def apply(
             found = fused_plan(input, reducer, windows, nd)
         if found is not None:
             return found
+    if is_distributed(input):
+        return pool_shards(apply, input, reducer, windows, **options)
     if tells and counter.listening():
         return counted(input, reducer, windows, **options)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import Choice, choose
-from everypool.backends.context import find_obstacle, fixed_shape, is_tracing
+from everypool.backends.context import find_obstacle, fixed_shape, has_transforms, is_tracing
 from everypool.backends.eager import Folds
-from everypool.backends.layout import Layout, in_pixels
+from everypool.backends.layout import LAST, Layout, in_pixels
 
 if TYPE_CHECKING:
     from everypool.pool.records import Reducer
@@ -119,7 +118,8 @@ def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
 
 def finished(y: Tensor, input: Tensor) -> Tensor:
     """y in the input's memory layout."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
-    if last is None or y.dim() != input.dim() or input.is_contiguous() or not input.is_contiguous(memory_format=last):
-        return y.contiguous()
-    return y.contiguous(memory_format=last)
+    if has_transforms():  # which know no memory layout
+        return y
+    if y.dim() == input.dim() and in_pixels(input):
+        return y.contiguous(memory_format=LAST[y.dim()])
+    return y.contiguous()

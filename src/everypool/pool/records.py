@@ -52,6 +52,7 @@ class Windows:
 
     fixed: ClassVar[bool] = False  # the output's size does not depend on the input's
     folds: ClassVar[bool] = True  # `layouts` says it all
+    keeps_channels: ClassVar[bool] = True  # the result has the input's channels as axis 1
 
     @property
     def many(self) -> bool:

@@ -154,6 +154,7 @@ class Pyramid(Windows):
     bins: str = "adaptive"
 
     fixed: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = False
 
     def checked(self) -> list[int]:
         """The levels, every rule kept that does not need the input."""
