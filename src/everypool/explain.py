@@ -98,7 +98,7 @@ def explain(
     check.boolean("mask", mask)
     given = shape if isinstance(shape, Tensor) else None
     with counter.quiet() if counter.listening() else nullcontext():
-        obstacle = find_obstacle(given)
+        obstacle = find_obstacle() if given is None else find_obstacle(given)
     if given is not None:
         shape, dtype, device = fixed_shape(given), given.dtype, given.device
     with _disable_current_modes():

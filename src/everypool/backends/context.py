@@ -20,6 +20,7 @@ __all__ = [
     "find_obstacle",
     "fixed_shape",
     "force_differentiable_ops",
+    "has_address",
     "has_transforms",
     "is_forward_mode",
     "is_jit_tracing",
@@ -39,6 +40,9 @@ _is_legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
 _no_dispatch: Any = Tensor.__torch_dispatch__
+
+
+_ordinary = torch.empty(0, device="cpu")
 
 
 class _State(threading.local):
@@ -126,11 +130,18 @@ def is_plain_type(kind: type) -> bool:
     return found
 
 
-def find_obstacle(x: Any = None) -> str | None:
-    """Return why kernels that take addresses cannot run now, or cannot have the tensor x; None if they can."""
+def has_address(*tensors: Tensor) -> bool:
+    """Return True if kernels can take the addresses of gradients, even while a mode looks on."""
+    return not needs_differentiable_ops() and all(
+        is_plain_type(type(t)) and t.layout is torch.strided and not _is_legacy_batch(t) for t in tensors
+    )
+
+
+def find_obstacle(x: Any = _ordinary) -> str | None:
+    """Return why kernels that take addresses cannot have x now; None if they can. Without x, of an ordinary tensor."""
     if torch.compiler.is_compiling():
         return "torch.compile or torch.export records the graph"
-    if x is not None and not _plain_types.get(type(x)) and not is_plain_type(type(x)):
+    if not _plain_types.get(type(x)) and not is_plain_type(type(x)):
         return f"{type(x).__name__} handles operators itself, or is no tensor"
     if _jit_state() is not None:
         return "torch.jit.trace records the graph"
@@ -142,11 +153,10 @@ def find_obstacle(x: Any = None) -> str | None:
         return f"a dispatch mode is active, {_mode_name()}"
     if _state.differentiable:
         return "a gradient is computed for several incoming gradients at once"
-    if x is not None:
-        if x.layout is not torch.strided or x.is_nested:
-            return "the tensor is not dense (strided)"
-        if _is_legacy_batch(x):
-            return "the tensor stands for several at once"
+    if x.layout is not torch.strided or x.is_nested:
+        return "the tensor is not dense (strided)"
+    if _is_legacy_batch(x):
+        return "the tensor stands for several at once"
     return None
 
 

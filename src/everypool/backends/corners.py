@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool.backends import cpu
-from everypool.backends.context import find_obstacle
+from everypool.backends.context import has_address
 from everypool.backends.layout import Layout
 from everypool.backends.linear import LinearMap
 from everypool.backends.recipe import Recipe
@@ -85,7 +85,7 @@ class _Sum(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
-        if find_obstacle(grad) is not None:
+        if not has_address(grad):
             return None, *ctx.corner.linear_map(kept, ctx.maps).apply_transpose(grad)
         if torch.is_grad_enabled():
             return None, *_Back.apply(ctx.corner, kept, ctx.maps, grad)
@@ -102,7 +102,7 @@ class _Back(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if any(map(find_obstacle, grads)):
+        if not has_address(*grads):
             return None, None, None, *ctx.corner.linear_map(ctx.kept, len(grads))(*grads)
         return None, None, None, _Forth.apply(ctx.corner, ctx.kept, *grads)
 
@@ -115,7 +115,7 @@ class _Forth(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if find_obstacle(grad) is not None:
+        if not has_address(grad):
             return None, None, *ctx.corner.linear_map(ctx.kept, ctx.maps).apply_transpose(grad)
         return None, None, *_Back.apply(ctx.corner, ctx.kept, ctx.maps, grad)
 

@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
-from everypool.backends.context import find_obstacle, force_differentiable_ops
+from everypool.backends.context import find_obstacle, force_differentiable_ops, has_address
 from everypool.backends.gradients import by_definition
 from everypool.backends.layout import LAST, Layout
 from everypool.backends.linear import LinearMap
@@ -384,7 +384,7 @@ class _Graph(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         fold: Fold = ctx.fold
         grads = grads[: len(fold.plan.outs)]
-        addressable = not any(map(find_obstacle, grads))
+        addressable = has_address(*grads)
         if fold.plan.recipe.op in PLAIN:
             if not addressable:
                 return fold.linear_map(ctx.saved_tensors).apply_transpose(*grads)[0], None, None, None, None
@@ -436,7 +436,7 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         fold: Fold = ctx.fold
-        if find_obstacle(grad) is not None:
+        if not has_address(grad):
             return fold.linear_map(ctx.saved_tensors).apply_transpose(grad)[0], None
         if torch.is_grad_enabled():
             return _Back.apply(fold, ctx.saved_tensors, grad), None
@@ -470,7 +470,7 @@ class _Back(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if find_obstacle(grad) is not None:
+        if not has_address(grad):
             return None, None, *ctx.fold.linear_map(ctx.kept)(grad)
         return None, None, *_Forth.apply(ctx.fold, ctx.kept, grad)
 
@@ -483,6 +483,6 @@ class _Forth(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if any(map(find_obstacle, grads)):
+        if not has_address(*grads):
             return None, None, *ctx.fold.linear_map(ctx.kept).apply_transpose(*grads)
         return None, None, _Back.apply(ctx.fold, ctx.kept, *grads)
