@@ -7,6 +7,7 @@ that a backward pass needs. Every kind of window is a product of such axes, so c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +75,10 @@ class Axis:
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Element positions ([N,] out, taps) of each window in order, and which of them exist."""
         raise NotImplementedError
+
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        """Tell which elements (1 or N, n) lie in a window, or in one of each sample's first `windows` (N,); None if all do."""
+        return None
 
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
         """Element position ([N,] out) at the middle of each window, or the element nearest to it.
@@ -182,6 +187,25 @@ class Slide(Axis):
         positions = (torch.arange(here.out, device=device) * here.stride).unsqueeze(-1) + taps
         exists = (positions >= 0) & (positions < here.n)
         return positions.clamp(min=0, max=here.n - 1), exists
+
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        k, s, d = self.kernel, self.stride, self.dilation
+        if windows is None and d == 1 and (s == 1 if traced() else self._covers()):
+            return None
+        place = torch.arange(self.n, device=device).unsqueeze(0) + self.left
+        last = self.out - 1 if windows is None else windows.to(device).reshape(-1, 1) - 1
+        latest = torch.div(place, s, rounding_mode="floor").clamp(max=last)
+        # of the windows whose taps can fall on that place, every `period`-th, the latest
+        shared = math.gcd(s, d)
+        period = d // shared
+        first = torch.div(place, shared, rounding_mode="floor") * pow(s // shared, -1, period)
+        latest = latest - (latest - first) % period
+        return (place % shared == 0) & (latest >= 0) & (place - latest * s <= (k - 1) * d)
+
+    def _covers(self) -> bool:
+        """Tell whether every element lies in a window, of windows that are not dilated."""
+        last = (self.out - 1) * self.stride - self.left
+        return (self.kernel >= self.stride or self.out == 1) and self.left >= 0 and last + self.kernel >= self.n
 
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
         start = torch.arange(self.out, device=device) * self.stride - self.left
@@ -350,6 +374,12 @@ class Table(Axis):
             count = torch.minimum(count, torch.div(size - 1 - start, self.step, rounding_mode="floor") + 1).clamp(min=0)
         shape = (-1, self.out)
         return Spans(start.reshape(shape).expand(count.reshape(shape).shape), count.reshape(shape), self.step)
+
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        positions, exists = self.transposed().table(device)
+        if windows is not None:
+            exists = exists & (positions < windows.to(device).reshape(-1, 1, 1))
+        return exists.any(-1).reshape(-1, self.n)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.positions.to(device), self.exists.to(device)

@@ -89,6 +89,21 @@ class Folds:
         """x with `value` where the mask says that nothing is."""
         return x if self.mask is None else x.masked_fill(~self.mask, value)
 
+    def hide_outside(self, x: Tensor) -> Tensor:
+        """Put zeros, which have no gradient, where nothing counts: there 0 would be multiplied by NaN or infinity.
+
+        That is where the mask says so, and between and behind windows.
+        """
+        counts = self.mask
+        if x.is_floating_point() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            for axis, along in enumerate(self.layout.axes):
+                windows = None if self.layout.out_sizes is None else self.layout.out_sizes[:, axis]
+                seen = along.seen(self.device, windows)
+                if seen is not None:
+                    seen = seen.reshape(-1, *[1] * (1 + axis), along.n, *[1] * (self.nd - 1 - axis))
+                    counts = seen if counts is None else counts & seen
+        return x if counts is None else x.masked_fill(~counts, 0)
+
     # -- folds ---------------------------------------------------------------------------------------------------------
 
     def _fold(self, monoid: Monoid, state: State, *, back: bool = False) -> State:
