@@ -17,8 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everypool.backends.axes import Axis, Table
-from everypool.backends.context import can_compare_sizes, is_forward_mode, is_tracing, needs_differentiable_ops
-from everypool.backends.gradients import LogMeanExp, SoftMean, Spread, Total, Weighted, mean_of
+from everypool.backends.context import (
+    can_compare_sizes,
+    can_read_values,
+    is_forward_mode,
+    is_tracing,
+    needs_differentiable_ops,
+)
+from everypool.backends.gradients import LogMeanExp, Mean, SoftMean, Spread, Total, Weighted, mean_of
 from everypool.backends.layout import Layout, prefix_mask
 from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum
 from everypool.backends.monoids import Weighted as WeightedSum
@@ -148,6 +154,27 @@ class Folds:
 
     def _total(self, v: Tensor, back: bool) -> Tensor:
         return self._fold(Sum(), (v,), back=back)[0]
+
+    def mean(self, v: Tensor, number: Any, *, wider: bool = False) -> Tensor:
+        """Divide the sum over each window by `number`; finite wherever that is, though the sum itself may not be.
+
+        With `wider`, v is of a wider type than its values, whose sum does not overflow. `v` must be zero where masked.
+        """
+        if needs_differentiable_ops():
+            return self._mean(v, number, wider)
+        y: Tensor = Mean.apply(v, number, self, wider)
+        return y
+
+    def _mean(self, v: Tensor, number: Any, wider: bool) -> Tensor:
+        total = self.total(v)
+        y = total / number
+        if wider or torch.compiler.is_exporting():
+            return y
+        finite = total.isfinite()
+        if can_read_values(total) and total.is_cpu and bool(finite.all()):
+            return y
+        least = 2.0**-64  # windows have fewer elements; what that loses at the other end is nothing next to such a sum
+        return torch.where(finite, y, self.total(v * least) / (number * least))
 
     def maximum(self, x: Tensor) -> Tensor:
         """Largest value of each window, without an index."""
