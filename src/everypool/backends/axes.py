@@ -20,6 +20,8 @@ from everypool.backends.monoids import Monoid, State
 
 __all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle"]
 
+CPU = torch.device("cpu")  # of tables for the compiled loops, whatever device tensors are made on by default
+
 
 def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:
     return part[(slice(None),) * dim + (slice(start, start + length),)]
@@ -112,7 +114,7 @@ class Keep(Axis):
         return self
 
     def spans(self, size: Tensor | None) -> Spans:
-        place = torch.arange(self.n)
+        place = torch.arange(self.n, device=CPU)
         return Spans.between(place, place + 1, size)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -170,10 +172,10 @@ class Slide(Axis):
 
     def spans(self, size: Tensor | None) -> Spans:
         d = self.dilation
-        start = (torch.arange(self.out) * self.stride - self.left).unsqueeze(0)
+        start = (torch.arange(self.out, device=CPU) * self.stride - self.left).unsqueeze(0)
         skipped = torch.div((-start).clamp(min=0) + d - 1, d, rounding_mode="floor")
         first = start + skipped * d
-        last = torch.tensor([[self.n]]) if size is None else size.reshape(-1, 1)
+        last = torch.tensor([[self.n]], device=CPU) if size is None else size.reshape(-1, 1)
         fitting = torch.div(last - 1 - first, d, rounding_mode="floor") + 1
         count = torch.minimum(fitting, self.kernel - skipped).clamp(min=0)
         slide = (self.kernel, self.stride, self.left) if size is None else None
@@ -190,7 +192,7 @@ class Slide(Axis):
 
     def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
         k, s, d = self.kernel, self.stride, self.dilation
-        if windows is None and d == 1 and (s == 1 if traced() else self._covers()):
+        if windows is None and d == 1 and (s == 1 if is_tracing() else self._covers()):
             return None
         place = torch.arange(self.n, device=device).unsqueeze(0) + self.left
         last = self.out - 1 if windows is None else windows.to(device).reshape(-1, 1) - 1
@@ -319,7 +321,7 @@ class Bins(Axis):
         return Bins(self.out, self.n)
 
     def spans(self, size: Tensor | None) -> Spans:
-        number = torch.arange(self.out)
+        number = torch.arange(self.out, device=CPU)
         return Spans.between(number * self.n // self.out, ((number + 1) * self.n + self.out - 1) // self.out, size)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -345,7 +347,7 @@ class Table(Axis):
     @classmethod
     def of(cls, windows: Slide) -> Table:
         """Few windows far apart: every element is asked which of all windows it belongs to."""
-        element, window = torch.arange(windows.n).unsqueeze(-1), torch.arange(windows.out)
+        element, window = torch.arange(windows.n, device=CPU).unsqueeze(-1), torch.arange(windows.out, device=CPU)
         offset = element + windows.left - window * windows.stride
         inside = (offset >= 0) & (offset % windows.dilation == 0) & (offset <= (windows.kernel - 1) * windows.dilation)
         positions = element.squeeze(-1).expand(windows.out, -1)
@@ -442,7 +444,7 @@ class Run(Axis):
         return Run(self.n, not self.reverse)
 
     def spans(self, size: Tensor | None) -> Spans:
-        place = torch.arange(self.n)
+        place = torch.arange(self.n, device=CPU)
         if self.reverse:
             return Spans.between(place, torch.full_like(place, self.n), size, run=2)
         spans = Spans.between(torch.zeros_like(place), place + 1, size, run=1)

@@ -423,8 +423,10 @@ class Folds:
                 **arguments,
             )
             return y.squeeze(2), index.squeeze(2)
-        call = F.max_pool2d if self.nd == 2 else F.max_pool3d
-        return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
+        if self.nd == 2:
+            return F.max_pool2d(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
+        # where channels lie side by side, torch's indices of windows of -inf in volumes are wrong, see docs/torch.md
+        return F.max_pool3d(x.contiguous(), native.kernel, native.stride, native.padding, native.dilation, **arguments)
 
 
 def _folded_in_parts(along: Axis, monoid: Monoid, state: State, dim: int) -> State:
