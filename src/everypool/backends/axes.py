@@ -7,6 +7,7 @@ that a backward pass needs. Every kind of window is a product of such axes, so c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from everypool.backends.context import can_compare_sizes, is_jit_tracing, is_tra
 from everypool.backends.monoids import Monoid, State
 
 __all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle"]
+
+CPU = torch.device("cpu")  # of tables for the compiled loops, whatever device tensors are made on by default
 
 
 def crop(part: Tensor, dim: int, start: int, length: int) -> Tensor:
@@ -75,6 +78,10 @@ class Axis:
         """Element positions ([N,] out, taps) of each window in order, and which of them exist."""
         raise NotImplementedError
 
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        """Tell which elements (1 or N, n) lie in a window, or in one of each sample's first `windows` (N,); None if all do."""
+        return None
+
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
         """Element position ([N,] out) at the middle of each window, or the element nearest to it.
 
@@ -107,7 +114,7 @@ class Keep(Axis):
         return self
 
     def spans(self, size: Tensor | None) -> Spans:
-        place = torch.arange(self.n)
+        place = torch.arange(self.n, device=CPU)
         return Spans.between(place, place + 1, size)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -165,10 +172,10 @@ class Slide(Axis):
 
     def spans(self, size: Tensor | None) -> Spans:
         d = self.dilation
-        start = (torch.arange(self.out) * self.stride - self.left).unsqueeze(0)
+        start = (torch.arange(self.out, device=CPU) * self.stride - self.left).unsqueeze(0)
         skipped = torch.div((-start).clamp(min=0) + d - 1, d, rounding_mode="floor")
         first = start + skipped * d
-        last = torch.tensor([[self.n]]) if size is None else size.reshape(-1, 1)
+        last = torch.tensor([[self.n]], device=CPU) if size is None else size.reshape(-1, 1)
         fitting = torch.div(last - 1 - first, d, rounding_mode="floor") + 1
         count = torch.minimum(fitting, self.kernel - skipped).clamp(min=0)
         slide = (self.kernel, self.stride, self.left) if size is None else None
@@ -182,6 +189,25 @@ class Slide(Axis):
         positions = (torch.arange(here.out, device=device) * here.stride).unsqueeze(-1) + taps
         exists = (positions >= 0) & (positions < here.n)
         return positions.clamp(min=0, max=here.n - 1), exists
+
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        k, s, d = self.kernel, self.stride, self.dilation
+        if windows is None and d == 1 and (s == 1 if is_tracing() else self._covers()):
+            return None
+        place = torch.arange(self.n, device=device).unsqueeze(0) + self.left
+        last = self.out - 1 if windows is None else windows.to(device).reshape(-1, 1) - 1
+        latest = torch.div(place, s, rounding_mode="floor").clamp(max=last)
+        # of the windows whose taps can fall on that place, every `period`-th, the latest
+        shared = math.gcd(s, d)
+        period = d // shared
+        first = torch.div(place, shared, rounding_mode="floor") * pow(s // shared, -1, period)
+        latest = latest - (latest - first) % period
+        return (place % shared == 0) & (latest >= 0) & (place - latest * s <= (k - 1) * d)
+
+    def _covers(self) -> bool:
+        """Tell whether every element lies in a window, of windows that are not dilated."""
+        last = (self.out - 1) * self.stride - self.left
+        return (self.kernel >= self.stride or self.out == 1) and self.left >= 0 and last + self.kernel >= self.n
 
     def centre(self, device: torch.device, upper: bool, size: Tensor | None) -> Tensor:
         start = torch.arange(self.out, device=device) * self.stride - self.left
@@ -295,7 +321,7 @@ class Bins(Axis):
         return Bins(self.out, self.n)
 
     def spans(self, size: Tensor | None) -> Spans:
-        number = torch.arange(self.out)
+        number = torch.arange(self.out, device=CPU)
         return Spans.between(number * self.n // self.out, ((number + 1) * self.n + self.out - 1) // self.out, size)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -321,7 +347,7 @@ class Table(Axis):
     @classmethod
     def of(cls, windows: Slide) -> Table:
         """Few windows far apart: every element is asked which of all windows it belongs to."""
-        element, window = torch.arange(windows.n).unsqueeze(-1), torch.arange(windows.out)
+        element, window = torch.arange(windows.n, device=CPU).unsqueeze(-1), torch.arange(windows.out, device=CPU)
         offset = element + windows.left - window * windows.stride
         inside = (offset >= 0) & (offset % windows.dilation == 0) & (offset <= (windows.kernel - 1) * windows.dilation)
         positions = element.squeeze(-1).expand(windows.out, -1)
@@ -350,6 +376,12 @@ class Table(Axis):
             count = torch.minimum(count, torch.div(size - 1 - start, self.step, rounding_mode="floor") + 1).clamp(min=0)
         shape = (-1, self.out)
         return Spans(start.reshape(shape).expand(count.reshape(shape).shape), count.reshape(shape), self.step)
+
+    def seen(self, device: torch.device, windows: Tensor | None) -> Tensor | None:
+        positions, exists = self.transposed().table(device)
+        if windows is not None:
+            exists = exists & (positions < windows.to(device).reshape(-1, 1, 1))
+        return exists.any(-1).reshape(-1, self.n)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.positions.to(device), self.exists.to(device)
@@ -412,7 +444,7 @@ class Run(Axis):
         return Run(self.n, not self.reverse)
 
     def spans(self, size: Tensor | None) -> Spans:
-        place = torch.arange(self.n)
+        place = torch.arange(self.n, device=CPU)
         if self.reverse:
             return Spans.between(place, torch.full_like(place, self.n), size, run=2)
         spans = Spans.between(torch.zeros_like(place), place + 1, size, run=1)

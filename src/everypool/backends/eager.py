@@ -17,8 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everypool.backends.axes import Axis, Table
-from everypool.backends.context import can_compare_sizes, is_forward_mode, is_tracing, needs_differentiable_ops
-from everypool.backends.gradients import LogMeanExp, SoftMean, Spread, Total, Weighted, mean_of
+from everypool.backends.context import (
+    can_compare_sizes,
+    can_read_values,
+    is_forward_mode,
+    is_tracing,
+    needs_differentiable_ops,
+)
+from everypool.backends.gradients import LogMeanExp, Mean, SoftMean, Spread, Total, Weighted, mean_of
 from everypool.backends.layout import Layout, prefix_mask
 from everypool.backends.monoids import ArgMax, Centred, LogMean, Maximum, Monoid, State, Sum
 from everypool.backends.monoids import Weighted as WeightedSum
@@ -89,6 +95,21 @@ class Folds:
         """x with `value` where the mask says that nothing is."""
         return x if self.mask is None else x.masked_fill(~self.mask, value)
 
+    def hide_outside(self, x: Tensor) -> Tensor:
+        """Put zeros, which have no gradient, where nothing counts: there 0 would be multiplied by NaN or infinity.
+
+        That is where the mask says so, and between and behind windows.
+        """
+        counts = self.mask
+        if x.is_floating_point() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            for axis, along in enumerate(self.layout.axes):
+                windows = None if self.layout.out_sizes is None else self.layout.out_sizes[:, axis]
+                seen = along.seen(self.device, windows)
+                if seen is not None:
+                    seen = seen.reshape(-1, *[1] * (1 + axis), along.n, *[1] * (self.nd - 1 - axis))
+                    counts = seen if counts is None else counts & seen
+        return x if counts is None else x.masked_fill(~counts, 0)
+
     # -- folds ---------------------------------------------------------------------------------------------------------
 
     def _fold(self, monoid: Monoid, state: State, *, back: bool = False) -> State:
@@ -133,6 +154,27 @@ class Folds:
 
     def _total(self, v: Tensor, back: bool) -> Tensor:
         return self._fold(Sum(), (v,), back=back)[0]
+
+    def mean(self, v: Tensor, number: Any, *, wider: bool = False) -> Tensor:
+        """Divide the sum over each window by `number`; finite wherever that is, though the sum itself may not be.
+
+        With `wider`, v is of a wider type than its values, whose sum does not overflow. `v` must be zero where masked.
+        """
+        if needs_differentiable_ops():
+            return self._mean(v, number, wider)
+        y: Tensor = Mean.apply(v, number, self, wider)
+        return y
+
+    def _mean(self, v: Tensor, number: Any, wider: bool) -> Tensor:
+        total = self.total(v)
+        y = total / number
+        if wider or torch.compiler.is_exporting():
+            return y
+        finite = total.isfinite()
+        if can_read_values(total) and total.is_cpu and bool(finite.all()):
+            return y
+        least = 2.0**-64  # windows have fewer elements; what that loses at the other end is nothing next to such a sum
+        return torch.where(finite, y, self.total(v * least) / (number * least))
 
     def maximum(self, x: Tensor) -> Tensor:
         """Largest value of each window, without an index."""
@@ -381,8 +423,10 @@ class Folds:
                 **arguments,
             )
             return y.squeeze(2), index.squeeze(2)
-        call = F.max_pool2d if self.nd == 2 else F.max_pool3d
-        return call(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
+        if self.nd == 2:
+            return F.max_pool2d(x, native.kernel, native.stride, native.padding, native.dilation, **arguments)
+        # where channels lie side by side, torch's indices of windows of -inf in volumes are wrong, see docs/torch.md
+        return F.max_pool3d(x.contiguous(), native.kernel, native.stride, native.padding, native.dilation, **arguments)
 
 
 def _folded_in_parts(along: Axis, monoid: Monoid, state: State, dim: int) -> State:

@@ -18,7 +18,7 @@ from everypool.backends.context import resolve_batch
 if TYPE_CHECKING:
     from everypool.backends.eager import Folds
 
-__all__ = ["LogMeanExp", "SoftMean", "Spread", "Total", "Weighted", "by_definition", "mean_of"]
+__all__ = ["LogMeanExp", "Mean", "SoftMean", "Spread", "Total", "Weighted", "by_definition", "mean_of"]
 
 
 def by_definition(
@@ -50,6 +50,20 @@ class Total(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         with resolve_batch(grad):
             return ctx.folds.total(grad, back=not ctx.back), None, None
+
+
+class Mean(Function):
+    """Sum over each window, divided: the gradient is divided first, so it overflows no sooner than it must."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, number: Any, folds: Folds, wider: bool) -> Tensor:
+        ctx.folds, ctx.number = folds, number
+        return folds._mean(v, number, wider)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        with resolve_batch(grad):
+            return ctx.folds.total(grad / ctx.number, back=True), None, None, None
 
 
 class LogMeanExp(Function):

@@ -70,11 +70,11 @@ def checked_sizes(sizes: Any, x: Tensor) -> Tensor:
     nd = x.dim() - 2
     if not isinstance(sizes, Tensor):
         try:
-            sizes = torch.as_tensor(sizes)
+            sizes = torch.as_tensor(sizes, device=x.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise check.wrong_type("sizes", sizes_rule(x), sizes) from error
         sizes = sizes.reshape(0, nd) if sizes.numel() == 0 else sizes
-        sizes = sizes.to(x.device) if sizes.dtype in check.INTEGRAL or sizes.numel() else sizes.to(x.device, torch.int64)
+        sizes = sizes if sizes.dtype in check.INTEGRAL or sizes.numel() else sizes.to(torch.int64)
     if sizes.dim() == 1 and nd == 1:
         sizes = sizes.unsqueeze(1)
     if sizes.dtype not in check.INTEGRAL:

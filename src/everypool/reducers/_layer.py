@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -150,6 +151,13 @@ def scaled(factor: Any, x: Tensor) -> Tensor:
         return factor * x
     end = x.detach().isinf()
     return torch.where(end, (factor * x).detach(), factor * torch.where(end, torch.zeros_like(x), x))
+
+
+def average(parts: Sequence[Tensor]) -> Tensor:
+    """Take the mean of tensors alike, finite where they are, though their sum may not be."""
+    total = functools.reduce(torch.add, parts)
+    apart = functools.reduce(torch.add, [part / len(parts) for part in parts])  # loses digits of the smallest numbers
+    return torch.where(total.isfinite(), total / len(parts), apart)
 
 
 def checked_setting(name: str, value: Any, *, infinite: bool) -> None:

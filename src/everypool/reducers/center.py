@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from everypool import _check as check
@@ -17,7 +16,7 @@ from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
-from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
+from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, average
 from everypool.windows import Adaptive, Global, Sliding
 
 __all__ = [
@@ -75,11 +74,10 @@ class Center(Reducer):
         if folds.mask is not None and exists is not None:
             for corner in corners:
                 exists = exists & folds.centre(folds.mask, upper=corner)
-        x = folds.masked(x, 0)
         if len(corners) == 1:
             return (folds.centre(x, upper=corners[0]),), exists
         parts = [folds.centre(wide(x), upper=corner) for corner in corners]
-        return (torch.stack(parts).mean(0),), exists
+        return (average(parts),), exists
 
 
 @handle_overrides

@@ -82,11 +82,12 @@ class LogSumExp(Reducer):
         return Work((2 + times, divides + times), (4 + times, divides), input=True, output=True)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        x = folds.masked(wide(x))
+        kind, x = x.dtype, wide(x)
         r = per_channel("r", self.r, x)
         if not isinstance(r, Tensor):
-            flat = abs(r) < torch.finfo(torch.float64).tiny  # a denormal r has no digits left
-            return ((folds.total(x) / folds.number(x.dtype).clamp(min=1) if flat else self._smooth(x, r, folds)),), None
+            if abs(r) < torch.finfo(torch.float64).tiny:  # a denormal r has no digits left
+                return (folds.mean(x, folds.number(x.dtype).clamp(min=1), wider=x.dtype != kind),), None
+            return (self._smooth(x, r, folds),), None
         if self.norm == "sum" or not near_zero(r):
             return (self._smooth(x, r, folds),), None
         flat, start = series(x, r, folds)
@@ -123,7 +124,7 @@ def series(x: Tensor, r: Tensor, folds: Folds) -> tuple[Tensor, Tensor]:
     part = torch.where(x.detach().abs() < info.max**0.4, x, torch.zeros_like(x))
     mean = folds.total(part) / number
     variance = (folds.total(part * part) / number - mean * mean).clamp(min=0)
-    return flat, folds.total(x) / number + r / 2 * variance
+    return flat, folds.mean(x, number) + r / 2 * variance
 
 
 @handle_overrides

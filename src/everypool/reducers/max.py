@@ -87,7 +87,7 @@ class Max(Reducer):
 
 def even_maximum(x: Tensor, folds: Folds) -> Tensor:
     """The maximum, whose gradient all elements that equal it share."""
-    x = folds.masked(wide(x))  # counts beyond what a narrow type holds
+    x = wide(x)  # counts beyond what a narrow type holds
     fixed = x.detach()
     level = folds.maximum(fixed)
     share = folds.weighted(fixed, level, folds.ones(x.dtype).expand(x.shape), hard=True)

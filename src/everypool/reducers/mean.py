@@ -72,14 +72,13 @@ class Mean(Reducer):
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         exact = x.is_floating_point()
         values = wide(x) if exact else x.to(torch.int64)
-        total = folds.total(folds.masked(values, 0))
         number: Any = self.divisor
         if number is None:
             number = folds.padded_number(values.dtype) if self.count_include_pad else folds.number(values.dtype)
             number = number.clamp(min=1)
         if exact:
-            return (total / number,), None
-        return (torch.div(total, number, rounding_mode="trunc"),), None
+            return (folds.mean(values, number, wider=values.dtype != x.dtype),), None
+        return (torch.div(folds.total(values), number, rounding_mode="trunc"),), None
 
 
 @handle_overrides

@@ -16,7 +16,7 @@ from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
 from everypool.pool import Operation, Reducer, call, register
-from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer
+from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, average
 from everypool.windows import Adaptive, Global, Sliding
 
 __all__ = [
@@ -74,7 +74,7 @@ class Median(Reducer):
         if self.even != "mean":
             return (folds.take(x, folds.choose(x, ranked(upper=self.even == "upper"))),), None
         both = [folds.take(wide(x), folds.choose(x, ranked(upper=upper))) for upper in (False, True)]
-        return (torch.where(both[0] == both[1], both[0], both[0] / 2 + both[1] / 2),), None
+        return (average(both),), None
 
 
 class ranked:

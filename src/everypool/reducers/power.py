@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from everypool import _check as check
 from everypool.backends.axes import Bins, Keep
+from everypool.backends.context import needs_differentiable_ops, resolve_batch
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.backends.recipe import Recipe
@@ -87,49 +89,44 @@ class Power(Reducer):
         if self.signed == "shift":
             return (self._shifted(x, p, folds),), None
         if self.signed == "odd":
-            return (self._odd(folds.masked(x), p, folds),), None
-        a = folds.masked(x.clamp(min=self.eps) if self.signed == "clamp" else x.abs())
-        return (self._mean(a, p, folds),), None
+            return (self._mean(x, p, folds),), None
+        return (self._mean(folds.masked(x.clamp(min=self.eps) if self.signed == "clamp" else x.abs()), p, folds),), None
 
     def _mean(self, a: Tensor, p: Any, folds: Folds) -> Tensor:
-        number = folds.number(a.dtype).clamp(min=1)
         if not isinstance(p, Tensor):
             if p == 1:
-                return folds.total(a) / (number if self.norm == "mean" else 1)
+                return folds.mean(a, self._number(a, folds)) if self.norm == "mean" else folds.total(a)
             if p in (float("inf"), float("-inf")):
                 return even_maximum(a, folds) if p > 0 else -even_maximum(-a, folds)
-            if abs(p) < torch.finfo(torch.float64).tiny and self.norm == "mean":  # a denormal p has no digits left
-                return (folds.total(folds.masked(exponent(a, 1))) / number).exp()
-            return self._root(a, p, number, folds)
-        if self.norm == "sum" or not near_zero(p):
-            return self._root(a, p, number, folds)
+        if needs_differentiable_ops():
+            logarithm, sign = self._logarithm(a, p, folds)
+            return sign * logarithm.exp()
+        y: Tensor = Root.apply(a, p, self, folds)
+        return y
+
+    def _number(self, a: Tensor, folds: Folds) -> Tensor:
+        return folds.number(a.dtype).clamp(min=1)
+
+    def _logarithm(self, a: Tensor, p: Any, folds: Folds) -> tuple[Tensor, Any]:
+        """log |y|, and the sign of y."""
+        number = self._number(a, folds)
+        if self.signed == "odd":
+            u = exponent(a.abs(), p)
+            level = folds.log_mean_exp(u)
+            share = folds.weighted(u, level, a.sign())  # in [-n, n]: the signed sum in units of the mean power
+            share = share / number if self.norm == "mean" else share
+            nothing = (share == 0) | (level == float("-inf"))
+            level = level + torch.where(nothing, torch.ones_like(share), share.abs()).log()
+            return _divided(torch.where(nothing, float("-inf"), level), p), share.detach().sign()
+        if not isinstance(p, Tensor) and abs(p) < torch.finfo(torch.float64).tiny and self.norm == "mean":
+            return folds.total(folds.masked(exponent(a, 1))) / number, 1  # a denormal p has no digits left
+        if not isinstance(p, Tensor) or self.norm == "sum" or not near_zero(p):
+            level = folds.log_mean_exp(exponent(a, p))
+            return _divided(level if self.norm == "mean" else level + number.log(), p), 1
         flat, start = series(folds.masked(exponent(a, 1)), p, folds)
-        y = self._root(a, divisible(p), number, folds)
-        return torch.where(flat, torch.where(flat, start, torch.zeros_like(start)).exp(), y)
-
-    def _root(self, a: Tensor, p: Any, number: Tensor, folds: Folds) -> Tensor:
-        level = folds.log_mean_exp(exponent(a, p))
-        return self._rooted(level if self.norm == "mean" else level + number.log(), p)
-
-    @staticmethod
-    def _rooted(level: Tensor, p: Any) -> Tensor:
-        """exp(level / p), where an infinite level (all zero, or something infinite) has no slope."""
-        end = level.isinf()
-        finite = torch.where(end, torch.zeros_like(level), level)
-        limit = torch.where(_flip_unless_positive(level > 0, p), float("inf"), 0.0).to(level.dtype)
-        return torch.where(end, limit, (finite / p).exp())
-
-    def _odd(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
-        u = exponent(x.abs(), p)
-        level = folds.log_mean_exp(u)
-        share = folds.weighted(u, level, x.sign())  # in [-n, n]: the signed sum in units of the mean power
-        number = folds.number(x.dtype).clamp(min=1)
-        share = share / number if self.norm == "mean" else share
-        nothing = (share == 0) | (level == float("-inf"))
-        size = self._rooted(
-            torch.where(nothing, float("-inf"), level + torch.where(nothing, torch.ones_like(share), share.abs()).log()), p
-        )
-        return share.detach().sign() * torch.where(nothing, torch.zeros_like(size), size)
+        p = divisible(p)
+        level = _divided(folds.log_mean_exp(exponent(a, p)), p)
+        return torch.where(flat, torch.where(flat, start, torch.zeros_like(start)), level), 1
 
     def _shifted(self, x: Tensor, p: Any, folds: Folds) -> Tensor:
         """Such a state does not merge: windows are laid out, a part at a time, and again for the gradient."""
@@ -159,6 +156,56 @@ class Power(Reducer):
         side_by_side = Layout((Keep(a.shape[2]), Bins(a.shape[3], 1)), full=True)
         y = self._mean(a, p, Folds(side_by_side, exists, x.device))
         return y.reshape(least.shape[:-1]) + least.squeeze(-1)
+
+
+class Root(Function):
+    """The root of a mean of powers, whose gradient (a / y)^(p - 1) / n is formed as such.
+
+    That of the logarithm times y would lose its digits where y is next to the smallest number, and overflow next to the
+    largest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, p: Any, power: Power, folds: Folds) -> Tensor:
+        logarithm, sign = power._logarithm(a, p, folds)
+        ctx.power, ctx.folds, ctx.p = power, folds, None if isinstance(p, Tensor) else p
+        ctx.save_for_backward(a, p if isinstance(p, Tensor) else None, logarithm)
+        return sign * logarithm.exp()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, p, logarithm = ctx.saved_tensors
+        with resolve_batch(grad):
+            return *Root.slopes(ctx, a, ctx.p if p is None else p, logarithm, grad), None, None
+
+    @staticmethod
+    def slopes(ctx: Any, a: Tensor, p: Any, logarithm: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients of a and p."""
+        power, folds, again, learns = ctx.power, ctx.folds, torch.is_grad_enabled(), ctx.needs_input_grad[1]
+        slope, sign = None, None
+        if again or learns:
+            p = p.detach().requires_grad_() if learns and not again else p
+            with torch.enable_grad():
+                logarithm, sign = power._logarithm(a if again else a.detach(), p, folds)
+        end = logarithm.isinf()
+        if learns:
+            rise = torch.where(end, 0.0, grad * sign * logarithm.exp())
+            (slope,) = torch.autograd.grad(logarithm, p, rise, create_graph=again)
+        if not ctx.needs_input_grad[0]:
+            return None, slope
+        level = torch.where(end, logarithm, (p - 1) * logarithm)
+        size = a.abs()
+        some = (size > 0) & (size < float("inf"))
+        u = (p - 1) * torch.where(some, size, torch.ones_like(size)).log()
+        u = torch.where(some, u, torch.where(size.isnan(), size, float("-inf")))
+        return folds.spread(u, level, grad / power._number(a, folds) if power.norm == "mean" else grad), slope
+
+
+def _divided(level: Tensor, p: Any) -> Tensor:
+    """level / p, where an infinite level (all zero, or something infinite) has no slope."""
+    end = level.isinf()
+    limit = torch.where(_flip_unless_positive(level > 0, p), float("inf"), float("-inf"))
+    return torch.where(end, limit.to(level.dtype), torch.where(end, torch.zeros_like(level), level) / p)
 
 
 def exponent(a: Tensor, p: Any) -> Tensor:

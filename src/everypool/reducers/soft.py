@@ -71,8 +71,10 @@ class Soft(Reducer):
         return Work((4 + times, -1), (3 + times, 1) if self.grad == "authors" else (6 + 2 * times, 1), input=True)
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        x = folds.masked(wide(x))
+        kind, x = x.dtype, wide(x)
         beta = per_channel("beta", self.beta, x)
+        if not isinstance(beta, Tensor) and beta == 0:
+            return (folds.mean(x, folds.number(x.dtype).clamp(min=1), wider=x.dtype != kind),), None
         u = x if not isinstance(beta, Tensor) and beta == 1 else scaled(beta, x)
         if self.grad == "authors":
             u = u.detach()
