@@ -39,6 +39,7 @@ def rule_of(name: str) -> Rule | None:
     return found
 
 
+@functools.cache
 def pointwise(name: str) -> bool:
     """Whether torch says that it treats each element by itself; `radd` and `iadd` are `add`."""
     for base in (name, name[1:] if name[:1] in "ri" else name, {"truediv": "div", "floordiv": "floor_divide"}.get(name, name)):
