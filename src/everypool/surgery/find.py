@@ -16,7 +16,17 @@ from everypool import _check as check
 from everypool.surgery.costs import Cost
 from everypool.surgery.costs import costs as measured
 from everypool.surgery.trace import (
-    SLIDING, WHOLE, Call, Run, axes_of, channels_last, check_model, is_doubtful, kind, known_as, traced,
+    SLIDING,
+    WHOLE,
+    Call,
+    Run,
+    axes_of,
+    channels_last,
+    check_model,
+    is_doubtful,
+    kind,
+    known_as,
+    traced,
 )  # fmt: skip
 
 __all__ = ["PLACES", "Missed", "Pooling", "Poolings", "chosen", "find"]

@@ -14,7 +14,7 @@ from everypool.factory import create
 from everypool.pool import parse_settings
 from everypool.surgery.find import Pooling
 from everypool.surgery.layers import OverAxes
-from everypool.surgery.trace import channels_last, is_known, pads_same
+from everypool.surgery.trace import channels_last, is_known, known_as, pads_same
 
 __all__ = ["BLUR", "OPEN", "Rule", "made"]
 
@@ -43,10 +43,10 @@ def made(place: Pooling, rule: Rule, preserve: bool, fit: bool) -> tuple[nn.Modu
     operation, settings = parse_settings(rule)
     start: dict[str, Any] = {}
     if preserve:
-        if operation.name == place.reducer and not settings:
+        if operation.name == place.reducer and not settings and is_plain(place):
             return layer(place, rule, {}), ()
         start = STARTS.get(operation.name, {})
-        if place.reducer != "avg" or counts_padding(place) or not start or set(start) & set(settings):
+        if place.reducer != "avg" or not is_plain(place) or counts_padding(place) or not start or set(start) & set(settings):
             return blocks.MixedPool(kept(place), layer(place, rule, {}), alpha=0.0), ()
         if operation.name == "gem" and place.negative and "signed" not in settings:
             start = start | {"signed": "odd"}
@@ -58,9 +58,15 @@ def made(place: Pooling, rule: Rule, preserve: bool, fit: bool) -> tuple[nn.Modu
     return layer(place, rule, start), notes
 
 
+def is_plain(place: Pooling) -> bool:
+    """Whether its reducer says all that it does; a class made of a known one may do more."""
+    module = place.module
+    return module is None or is_known(module) or (bool(place.reducer) and not known_as(module)[0])
+
+
 def kept(place: Pooling) -> nn.Module:
     """The pooling that stands there, as a layer that knows of masks if there is one."""
-    if place.module is not None and not is_known(place.module):
+    if place.module is not None and not is_plain(place):
         return copy.deepcopy(place.module)
     return layer(place, place.reducer, {})
 

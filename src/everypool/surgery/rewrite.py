@@ -313,7 +313,8 @@ def values_of(definition: ast.FunctionDef, call: ast.Call) -> list[tuple[ast.exp
             continue
         target = statement.targets[0]
         if isinstance(target, ast.Tuple) and len(target.elts) == 2 and isinstance(target.elts[1], ast.Name):
-            return [(call, False)] if len(named_in(definition, target.elts[1].id)) == 1 else None
+            others = named_in(definition, target.elts[1].id)
+            return [(call, False)] if all(isinstance(name.ctx, ast.Store) for name in others) else None
         if isinstance(target, ast.Name):
             others = [name for name in named_in(definition, target.id) if name is not target]
             takers = [taking(definition, name) for name in others]
@@ -397,7 +398,9 @@ def rewritten(
             changes.new[id(taker)] = value if alone else partial(beside_nothing, value)
     for spot, rest in further.items():
         node = located(definition, spot)
-        called = None if node is None else called_function(base, function, node)
+        if node is None:
+            raise OSError(code.co_filename)
+        called = called_function(base, function, node)
         inner = next(f for f in functions(called) if all(is_in(f, (*steps, e.spot)[0]) for steps, e in rest))
         method = free_name(base, namespace, inner.__name__)
         namespace[method] = None  # taken

@@ -23,7 +23,7 @@ from everypool import _check as check
 from everypool import reducers
 from everypool.pool import operations
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, SlidingLayer
-from everypool.surgery.flow import Flow, Uses, find_tensors
+from everypool.surgery.flow import Flow, Uses
 from everypool.surgery.own import named
 from everypool.surgery.rules.table import bound, dims
 
@@ -54,7 +54,9 @@ OTHERS = re.compile(r"(?i:pool)|^(?i:gem)(?![a-z])")  # in names of classes that
 MERGES = ("add", "add_", "__add__", "__iadd__", "__radd__", "cat", "concat")
 REDUCTIONS = {"mean": "avg", "amax": "max", "max": "max", "logsumexp": "logsumexp"}  # over places these pool a map
 STATISTICS = {  # over places these may pool it too, but no layer has the same words; what each takes after its input
-    **dict.fromkeys(("sum", "nansum", "nanmean", "amin", "min", "aminmax", "median", "nanmedian", "mode", "prod"), "dim keepdim"),
+    **dict.fromkeys(
+        ("sum", "nansum", "nanmean", "amin", "min", "aminmax", "median", "nanmedian", "mode", "prod"), "dim keepdim"
+    ),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean"), "dim unbiased keepdim"),
     **dict.fromkeys(("norm", "vector_norm", "linalg_norm", "linalg_vector_norm"), "p dim keepdim"),
     **dict.fromkeys(("quantile", "nanquantile", "kthvalue"), "q dim keepdim"),
@@ -71,6 +73,7 @@ NAMED = re.compile(r"((?:adaptive_)?(?:max|avg|lp))_pool([123])d(_with_indices)?
 FRACTIONAL = re.compile(r"fractional_max_pool[23]d(_with_indices)?")
 MOVED: set[CodeType] = set()  # functions that a swap has made methods of
 FORWARD = (nn.Module._call_impl.__code__,)  # where a module begins
+LEAST = -1e9  # no value of a map, but what masks put there
 DEEPEST = 16  # calls within calls that are looked at
 INNER = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # what is not the user's code
 
@@ -234,11 +237,11 @@ def traced(model: nn.Module, example: Any) -> list[Run]:
             call = None
             if isinstance(x, Tensor) and made is not None and not flow.is_constant(x):
                 call = called(func, name, x, made, args[1:], kwargs, flow, owners)
+                if call is not None:
+                    uses = flow.reduce(x, call.axes, call.keepdim, output) if call.axes else None
+                    runs.append(Run(None, call, x.shape, made.shape, tuple(owners), x[:0], below(x), uses))
             if call is None or not call.axes:
                 flow.follow(name, func, args, kwargs, output)
-            uses = flow.reduce(x, call.axes, call.keepdim, output) if call is not None and call.axes else None
-            if call is not None:
-                runs.append(Run(None, call, x.shape, made.shape, tuple(owners), x[:0], below(x), uses))
             return output
 
     with looking(model), ExitStack() as stack:
@@ -253,6 +256,11 @@ def traced(model: nn.Module, example: Any) -> list[Run]:
     pools = {run.module for run in runs if run.module is not None and (kind(run) is not None or is_doubtful(run))}
     runs = [run for run in runs if run.call is None or pools.isdisjoint(run.owners)]
     return [run for run in runs if run.uses is None or run.uses.is_pooled]
+
+
+def is_filled(x: Tensor) -> bool:
+    """Whether some elements hold what stands for nothing before a maximum is taken."""
+    return x.is_floating_point() and x.numel() > 0 and bool((x <= LEAST).any())
 
 
 def below(x: Tensor) -> bool:
@@ -270,7 +278,7 @@ def called(
         found = reduced(x, axes, flow)
         if found is None:
             return None
-        reducer = REDUCTIONS.get(name, "")
+        reducer = "" if is_filled(x) else REDUCTIONS.get(name, "")
         batch = (flow.layout_of(x) or "n").find("n")
         keepdim = made.dim() == x.dim()
         return Call(name, method, reducer, found * bool(reducer), {}, axes, keepdim, batch, name == "max", site(owners))
@@ -362,8 +370,11 @@ def reducer_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
     if not x.is_floating_point():
         return ""
     axes = tuple(axis for axis in range(1, x.dim()) if axis != (x.dim() - 1 if channels_last(module) else 1))
-    alike = {"avg": x.mean(axes), "max": x.amax(axes)}
-    same = [name for name, value in alike.items() if value.numel() == y.numel() and torch.allclose(value.flatten(), y.flatten())]
+    if y.numel() != x.shape[0] * x.shape[1 if axes[0] > 1 else -1]:
+        return ""
+    with torch._C.DisableTorchFunction():  # nobody looks
+        alike = {"avg": x.mean(axes), "max": x.amax(axes)}
+        same = [name for name, value in alike.items() if torch.allclose(value.flatten(), y.flatten().to(x.dtype))]
     return same[0] if len(same) == 1 else ""
 
 
