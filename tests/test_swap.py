@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -332,6 +333,7 @@ def test_functions_that_methods_call(way: str) -> None:
     torch._dynamo.reset()
     program = torch.export.export(model, (EXAMPLE,)).module()
     torch.testing.assert_close(program(EXAMPLE), expected)
+    assert torch.equal(torch.fx.symbolic_trace(model)(EXAMPLE), model(EXAMPLE))
     assert [p.call for p in find(model, EXAMPLE)] == [None] * len(report.changes)  # no call is left
     for change in report.changes:
         setattr(model, change.name, nn.Identity())
@@ -681,6 +683,33 @@ def test_real_architectures(name: str) -> None:
     report.undo()
     assert state(model) == before
     assert torch.equal(model(x), answer)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "densenet121", "convnext_atto", "regnetx_002"])
+def test_symbolic_traces_of_real_architectures(name: str) -> None:
+    """torch.fx, torchvision's feature extraction, and preparation for quantization see new poolings as single modules."""
+    model, size = models.build(name)
+    x = models.pixels(size)
+    rules: dict[Any, str] = {"head": "gem:signed=odd"}
+    if any(p.reducer == "max" for p in find(model, x)):
+        rules = {lambda p: p.reducer == "max": "soft", **rules}
+    report = swap(model, rules, x)
+    new = [next(name for name, module in model.named_modules() if module is change.new) for change in report.changes]
+    expected = model(x)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        graph = torch.fx.symbolic_trace(other)
+        assert set(new) <= {node.target for node in graph.graph.nodes if node.op == "call_module"}
+        assert torch.equal(graph(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, UserWarning))
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_fx
+
+        prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+        torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-4)  # norms are fused into convolutions
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    features = extraction.create_feature_extractor(model, new)(x)
+    assert [y.shape for y in features.values()] == [change.old.output for change in report.changes]
 
 
 @pytest.mark.skipif(
