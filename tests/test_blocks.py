@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import everypool
+from everypool._overrides import Module
 from everypool.pool import Operation
 
 BLOCKS = [op for op in everypool.operations().values() if op.kind == "block"]
@@ -69,6 +70,39 @@ COUNTS = [
 def test_parameter_counts(made: Any, expected: int) -> None:
     with torch.device("meta") if expected > 5_000_000 else torch.device("cpu"):
         assert count(made()) == expected
+
+
+class Between(nn.Module):
+    """A block within a model."""
+
+    def __init__(self, block: nn.Module, arguments: int) -> None:
+        super().__init__()
+        self.block, self.arguments = block, arguments
+
+    def forward(self, first: Any, second: Any = None) -> Any:
+        return self.block(first) if self.arguments == 1 else self.block(first, second)
+
+
+@pytest.mark.parametrize("operation", [op for op in everypool.operations().values() if op.sample is not None], ids=name_of)
+def test_one_call_to_torch_fx(operation: Operation) -> None:
+    """Every block and every module of windows, trained and pickled as well: one node, with the same parameters."""
+    assert operation.sample is not None
+    module, arguments = operation.sample()
+    for block in (shuffled(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).eval()):
+        model = Between(block, len(arguments))
+        graph = torch.fx.symbolic_trace(model)
+        assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["block"]
+        assert list(graph.state_dict()) == list(model.state_dict())
+        for got, expected in zip(outputs(graph(*arguments)), outputs(model(*arguments)), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_every_module_is_one_call_to_torch_fx() -> None:
+    """All that the records name, with samples or without."""
+    names = [name for op in everypool.operations().values() for name in op.names]
+    modules = [item for name in names if isinstance(item := getattr(everypool, name), type) and issubclass(item, nn.Module)]
+    assert len(modules) > 40
+    assert [item for item in modules if not issubclass(item, Module)] == []
 
 
 @pytest.mark.parametrize("operation", BLOCKS, ids=name_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -156,12 +157,206 @@ def test_what_is_no_pooling(function: Callable[[Tensor], Any]) -> None:
     assert str(find(Calls(function), torch.rand(SHAPES[2]))) == "no pooling found"
 
 
+def centered(x: Tensor) -> Tensor:
+    return x - x.mean((2, 3), keepdim=True)
+
+
+# what normalizes a map by its own statistics, written by hand as models do
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "centered": centered,
+    "centered the other way": lambda x: -(x.mean((2, 3), keepdim=True) - x),
+    "centered in place": lambda x: x.clone().sub_(x.mean((2, 3))[:, :, None, None]),
+    "by its deviation": lambda x: centered(x) / (x.std((2, 3), keepdim=True) + 1e-5),
+    "by its variance": lambda x: centered(x) * torch.rsqrt(x.var((2, 3), keepdim=True, unbiased=False) + 1e-5),
+    "by mean squares": lambda x: x * torch.rsqrt(x.pow(2).mean((2, 3), keepdim=True) + 1e-5),
+    "by expanded mean squares": lambda x: x * x.square().mean((2, 3), keepdim=True).add(1e-5).rsqrt().expand(x.shape),
+    "by centered squares": lambda x: centered(x) * (centered(x).square().mean((2, 3), keepdim=True) + 1e-5).pow(-0.5),
+    "by two moments": lambda x: centered(x) / (x.square().mean((2, 3)) - x.mean((2, 3)).square()).sqrt()[..., None, None],
+    "over groups": lambda x: x - x.mean((2, 3), keepdim=True).mean(1, keepdim=True),
+    "over tokens": lambda x: (lambda y: y - y.mean(1, keepdim=True))(x.flatten(2).transpose(1, 2)),
+    "by its maximum": lambda x: x / x.amax((2, 3), keepdim=True).clamp(min=1e-5),
+    "by its sum": lambda x: x.exp() / x.exp().sum((2, 3), keepdim=True),
+    "by one over its mean": lambda x: x * (1 / x.mean((2, 3), keepdim=True)),
+    "softmax": lambda x: (x - x.amax((2, 3), keepdim=True)).exp(),
+}
+# what goes on into a layer, or out of the model, is pooled
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean((2, 3)),
+    "scaled mean": lambda x: x.mean((2, 3)) * 2 + 1,
+    "gate": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "plain gate": lambda x: x * x.mean((2, 3), keepdim=True),
+    "added": lambda x: x + x.mean((2, 3), keepdim=True),
+    "normalizes and goes on": lambda x: (lambda m: (x - m).flatten(1)[:, :4] + m.flatten(1))(x.mean((2, 3), keepdim=True)),
+    "normalizes another": lambda x: x - (x * 2 + x.roll(1)).mean((2, 3), keepdim=True),
+}
+NAMES = ("Plain", "NormHead", "LayerNorm", "Normalizer", "BatchNorm2dHead", "Enormous")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_are_told_from_heads_by_what_they_do(name: str) -> None:
+    for function in NORMALIZATIONS.values():
+        found = find(type(name, (Calls,), {})(function), torch.rand(SHAPES[2]))
+        assert (found, found.missed) == ((), ())
+    for function in HEADS.values():
+        found = find(type(name, (Calls,), {})(function), torch.rand(SHAPES[2]))
+        assert [(p.what, p.reducer, p.kind) for p in found] == [(".mean()", "avg", "global")]
+
+
 def test_norms_have_statistics_and_no_poolings() -> None:
     class OwnNorm(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x - x.mean((2, 3), keepdim=True)
 
     assert find(nn.Sequential(OwnNorm(), nn.MaxPool2d(2)), EXAMPLE)[0].name == "1"
+
+    class RootMeanSquare(nn.Module):
+        """Over the features of tokens (N, tokens, features), which could be places of (N, C, W)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.to(torch.float32)
+            return self.weight * (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    assert find(nn.Sequential(RootMeanSquare()), torch.rand(2, 7, 4)) == ()
+    tokens = nn.Sequential(nn.Embedding(9, 4), RootMeanSquare(), Tokens())
+    assert [p.name for p in find(tokens, torch.zeros(2, 7, dtype=torch.long))] == ["2.mean"]
+
+    class Standardized(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((2, 3), keepdim=True)
+            return F.conv2d(x, weight / weight.std((2, 3), keepdim=True), self.bias)
+
+    found = find(nn.Sequential(Standardized(1, 2, 3), nn.MaxPool2d(2)), EXAMPLE)
+    assert ([p.name for p in found], found.missed) == (["1"], ())
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_places_wherever_they_lie(order: tuple[int, ...]) -> None:
+    """A map with its axes in every order, its places apart or in one axis: those of places are found, and no others."""
+    kinds = "".join("ncss"[axis] for axis in order)
+    for axes in [(0,), (1,), (2,), (3,), *itertools.combinations(range(4), 2)]:
+        named = {kinds[axis] for axis in axes}
+        found = find(Calls(lambda x, axes=axes: x.permute(order).mean(axes)), torch.rand(SHAPES[2]))
+        assert [p.kind for p in found] == ([] if named != {"s"} else ["global" if len(axes) == 2 else "strip"])
+    if "ss" not in kinds:
+        return
+    flat, first = kinds.replace("ss", "s"), kinds.index("s")
+    for axis in range(3):
+        found = find(Calls(lambda x, axis=axis: x.permute(order).flatten(first, first + 1).mean(axis)), torch.rand(SHAPES[2]))
+        assert [p.described() for p in found] == ["all of 120"] * (flat[axis] == "s")
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {  # of places in one axis or in two, the last
+    "flatten": lambda x: x.flatten(2),
+    "view": lambda x: x.view(*x.shape[:2], -1),
+    "reshape": lambda x: torch.reshape(x, (x.shape[0], x.shape[1], x.shape[2] * x.shape[3])),
+    "more axes": lambda x: x.unflatten(2, (3, 4)).flatten(2),
+    "and back": lambda x: x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2),
+    "of all but one": lambda x: x.flatten(2)[:, :, 1:],
+    "with an axis more": lambda x: x[:, None].flatten(3).squeeze(1),
+    "next to others": lambda x: torch.cat([x.flatten(2), x.flatten(2)], 2),
+    "activated": lambda x: F.dropout(x.flatten(2).relu(), 0.1, False) + 1,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("reduce", ["mean", "amax", "max", "logsumexp"])
+def test_flattened_maps(view: str, reduce: str) -> None:
+    def pooled(x: Tensor) -> Tensor:
+        y = getattr(VIEWS[view](x), reduce)(-1)
+        return y[0] if reduce == "max" else y
+
+    for batch in (1, 2):
+        found = find(Calls(pooled), torch.rand(batch, *SHAPES[2][1:]))
+        assert [(p.kind, p.place, p.call is not None and p.call.axes) for p in found] == [("global", "head", (2,))]
+
+
+def test_one_axis_after_the_other() -> None:
+    for function in (lambda x: x.mean(3).mean(2), lambda x: x.max(2).values.max(2).values):
+        assert [p.kind for p in find(Calls(function), torch.rand(SHAPES[2]))] == ["strip", "global"]
+
+
+def masked_mean(x: Tensor) -> Tensor:
+    mask = (x[:, :1] > 0).to(x.dtype)
+    return (x * mask).sum((2, 3)) / mask.sum((2, 3))
+
+
+DOUBTFUL: dict[str, tuple[Callable[[Tensor], Any], int]] = {
+    "masked mean": (masked_mean, 2),
+    "maximum under a mask": (lambda x: x.masked_fill(x < 0, -math.inf).amax((2, 3)), 1),
+    "maximum over the least": (lambda x: x.masked_fill(x < 0, torch.finfo(x.dtype).min).flatten(2).max(2)[0], 1),
+    "sum over number": (lambda x: x.sum((2, 3)) / 120, 1),
+    "tokens under a mask": (lambda x: (x * 2).flatten(2).transpose(1, 2).sum(1) / 7, 1),
+    "nanmean": (lambda x: x.nanmean((2, 3)), 1),
+    "std": (lambda x: x.flatten(2).std(-1), 1),
+    "std of places": (lambda x: torch.std(x, dim=(2, 3)), 1),
+    "mean and std": (lambda x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1), 1),
+    "var_mean": (lambda x: torch.var_mean(x, (2, 3)), 1),
+    "min": (lambda x: x.flatten(2).min(2).values, 1),
+    "amin": (lambda x: x.amin((2, 3)), 1),
+    "median": (lambda x: x.flatten(2).median(-1)[0], 1),
+    "norm": (lambda x: x.norm(2, (2, 3)), 1),
+    "vector_norm": (lambda x: torch.linalg.vector_norm(x, 3, dim=(2, 3)), 1),
+    "quantile": (lambda x: x.flatten(2).quantile(0.9, -1), 1),
+    "topk": (lambda x: x.flatten(2).topk(3)[0].mean(-1), 1),
+    "fractional": (lambda x: F.fractional_max_pool2d(x, 2, output_ratio=(0.5, 0.5)), 1),
+    "area": (lambda x: F.interpolate(x, (3, 2), mode="area"), 1),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_what_may_be_missed_is_said(name: str) -> None:
+    function, number = DOUBTFUL[name]
+    found = find(Calls(function), torch.rand(SHAPES[2]))
+    assert len(found.missed) == number
+    assert [p.what for p in found] == ([".mean()"] if name in ("mean and std", "topk") else [])
+    item = found.missed[0]
+    assert item.source.startswith("test_find.py:")
+    assert f"possibly missed: {item.what} ({item.source}) in the model, " in str(found)
+    with pytest.raises(ValueError, match=r"possibly missed: "):
+        chosen(found, "stem")
+
+
+def test_modules_that_may_be_missed() -> None:
+    class HashPool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(x).real[:, :, :2, :2]
+
+    found = find(nn.Sequential(nn.FractionalMaxPool2d(2, output_ratio=0.5), HashPool()), torch.rand(SHAPES[2]))
+    assert [str(item) for item in found.missed] == [
+        "FractionalMaxPool2d in 0, 2x3x12x10 to 2x3x6x5",
+        "HashPool in 1, 2x3x6x5 to 2x3x2x2",
+    ]
+
+
+def test_modules_of_others() -> None:
+    """What they pool is read from what they give, and not from a name."""
+
+    class Whole(nn.Module):
+        def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.function(x)
+
+    both: Callable[[Tensor], Tensor] = lambda x: (x.amax((2, 3)) + x.mean((2, 3))) / 2  # noqa: E731
+    for name, function, reducer in (
+        ("AvgMaxPool", both, ""),
+        ("SoftmaxPool", lambda x: (x * x.flatten(2).softmax(2).view_as(x)).sum((2, 3)), ""),
+        ("GeM", lambda x: x.pow(3).mean((2, 3)).pow(1 / 3), ""),
+        ("MaximalPooling", lambda x: x.mean((2, 3)), "avg"),
+        ("GlobalPool", lambda x: x.amax((2, 3), keepdim=True), "max"),
+    ):
+        found = find(nn.Sequential(type(name, (Whole,), {})(function)), torch.rand(SHAPES[2]))
+        assert [(p.what, p.reducer, p.kind) for p in found] == [(name, reducer, "global")]
+    for name in ("GemmaHead", "Gemini"):  # no GeM
+        found = find(nn.Sequential(type(name, (Whole,), {})(lambda x: x.mean((2, 3)))), torch.rand(SHAPES[2]))
+        assert [p.what for p in found] == [".mean()"]
+    assert find(nn.Sequential(type("Line", (nn.MaxPool1d,), {})(2)))[0].described() == "2 s2"
 
 
 def test_examples_of_several_kinds() -> None:

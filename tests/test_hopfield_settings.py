@@ -402,3 +402,70 @@ def test_bad_settings() -> None:
     for made, error, name in cases:
         with pytest.raises(error, match=f"^`{name}` must be .+, got "):
             made()
+
+
+PROPERTIES = {  # of ml-jku/hopfield-layers, with the values of a plain module of 8 elements and 2 heads
+    "batch_first": True, "scaling": 0.5, "stored_pattern_dim": 8, "state_pattern_dim": 8, "pattern_projection_dim": 8,
+    "input_size": 8, "hidden_size": 4, "output_size": 8, "pattern_size": 4, "update_steps_max": 0, "update_steps_eps": 1e-4,
+    "stored_pattern_as_static": False, "state_pattern_as_static": False, "pattern_projection_as_static": False,
+    "normalize_stored_pattern": True, "normalize_stored_pattern_affine": True, "normalize_state_pattern": True,
+    "normalize_state_pattern_affine": True, "normalize_pattern_projection": True,
+    "normalize_pattern_projection_affine": True, "normalize_hopfield_space": False, "normalize_hopfield_space_affine": False,
+}  # fmt: skip
+OTHER: list[dict[str, Any]] = [
+    {"hidden_size": 3, "output_size": 5, "pattern_size": 6},
+    {"stored_pattern_size": 6, "pattern_projection_size": 7},
+    {"normalize_stored_pattern": False, "normalize_stored_pattern_affine": False},
+    {"normalize_state_pattern_affine": False, "normalize_pattern_projection_affine": False},
+    {"normalize_hopfield_space": True, "normalize_hopfield_space_affine": True},
+    {"batch_first": False, "scaling": 2.0, "update_steps_max": 3, "update_steps_eps": 0.01},
+    {"stored_pattern_as_static": True},
+    {"state_pattern_as_static": True},
+    {"pattern_projection_as_static": True},
+]
+NAMED = {"stored_pattern_size": "stored_pattern_dim", "pattern_projection_size": "pattern_projection_dim"}
+
+
+@pytest.mark.parametrize("kind", [Hopfield, HopfieldPooling, HopfieldLayer])
+def test_published_properties(kind: type[nn.Module]) -> None:
+    module = kind(8, num_heads=2)
+    assert {name: getattr(module, name) for name in PROPERTIES} == PROPERTIES
+    assert kind is Hopfield or module.quantity == 1
+    for settings in OTHER:
+        module = kind(8, num_heads=2, **settings)
+        for name, value in settings.items():
+            assert getattr(module, NAMED.get(name, name)) == value
+    if kind is not Hopfield:
+        with pytest.raises(AttributeError):
+            module.output_size = 3
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"add_zero_association": True}, {"concat_bias_pattern": True}])
+def test_projected_patterns_of_every_sample(batch_first: bool, settings: dict[str, Any]) -> None:
+    x = torch.randn(3, 5, 8)
+    x = x if batch_first else x.transpose(0, 1)
+    more = bool(settings)
+    options: dict[str, Any] = {"num_heads": 2, "batch_first": batch_first, **settings}
+    hidden, pairs = torch.zeros(3, 5, dtype=torch.bool), torch.zeros(5, 5, dtype=torch.bool)
+    hopfield = Hopfield(8, **options)
+    assert hopfield.get_projected_pattern_matrix(x, hidden, pairs).shape == (3, 2, 5 + more, 4)
+    pooling = HopfieldPooling(8, quantity=2, **options)
+    assert pooling.get_projected_pattern_matrix(x, hidden, pairs[:2]).shape == (3, 2, 5 + more, 4)
+    lookup = HopfieldLayer(8, quantity=7, **options)
+    found = lookup.get_projected_pattern_matrix(x, torch.zeros(3, 7, dtype=torch.bool), torch.zeros(5, 7, dtype=torch.bool))
+    assert found.shape == (3, 2, 7 + more, 4)
+    assert torch.equal(found, found[:1].expand(3, -1, -1, -1))
+    # they are what associations pick from
+    lookup.eval()
+    recalled = lookup.get_association_matrix(x) @ lookup.get_projected_pattern_matrix(x)
+    y = lookup.hopfield.finish(recalled, x.dtype)
+    torch.testing.assert_close(lookup(x), y if batch_first else y.transpose(0, 1))
+
+
+def test_a_learned_scaling_under_its_published_name() -> None:
+    module = HopfieldPooling(8, num_heads=2, scaling=nn.Parameter(torch.ones(2)))
+    checkpoint = dict(module.state_dict())
+    checkpoint["hopfield._Hopfield__scaling"] = checkpoint.pop("hopfield.scaling") * 3
+    module.load_state_dict(checkpoint)
+    assert module.scaling.tolist() == [3, 3]

@@ -27,27 +27,34 @@ class PublishedPPM(nn.Module):
 
 
 class Conv(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, act: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
+        self.act = nn.SiLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn(self.conv(x)))
+        y: Tensor = self.act(self.bn(self.conv(x)))
+        return y
 
 
 class PublishedSPP(nn.Module):
-    def __init__(self, channels: int, outputs: int, kernels: tuple[int, ...], chained: bool) -> None:
+    """SPP, and SPPF in all its versions if chained."""
+
+    def __init__(
+        self, channels: int, outputs: int, kernels: tuple[int, ...], chained: bool, shortcut: bool = False, act: bool = True
+    ) -> None:
         super().__init__()
-        self.cv1 = Conv(channels, channels // 2)
+        self.cv1 = Conv(channels, channels // 2, act)
         self.cv2 = Conv(channels // 2 * (len(kernels) + 1), outputs)
-        self.kernels, self.chained = kernels, chained
+        self.kernels, self.chained, self.shortcut = kernels, chained, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [self.cv1(x)]
         for k in self.kernels:
             maps.append(F.max_pool2d(maps[-1] if self.chained else maps[0], k, 1, k // 2))
-        return self.cv2(torch.cat(maps, 1))
+        y: Tensor = self.cv2(torch.cat(maps, 1))
+        return x + y if self.shortcut else y
 
 
 PAIRS = [
@@ -55,8 +62,20 @@ PAIRS = [
     pytest.param(lambda: (everypool.PyramidPoolingModule(8, 3, (1, 4)), PublishedPPM(8, 3, (1, 4))), id="ppm, own bins"),
     pytest.param(lambda: (everypool.YOLOSPP(8), PublishedSPP(8, 8, (5, 9, 13), False)), id="spp"),
     pytest.param(lambda: (everypool.YOLOSPP(8, 6, (3, 7)), PublishedSPP(8, 6, (3, 7), False)), id="spp, own kernels"),
-    pytest.param(lambda: (everypool.SPPF(8), PublishedSPP(8, 8, (5, 5, 5), True)), id="sppf"),
-    pytest.param(lambda: (everypool.SPPF(8, 12, 3), PublishedSPP(8, 12, (3, 3, 3), True)), id="sppf, own kernel"),
+    pytest.param(lambda: (everypool.SPPF(8, act=True), PublishedSPP(8, 8, (5, 5, 5), True)), id="sppf"),
+    pytest.param(lambda: (everypool.SPPF(8, 12, 3, act=True), PublishedSPP(8, 12, (3, 3, 3), True)), id="sppf, own kernel"),
+    *(
+        pytest.param(
+            lambda n=n, shortcut=shortcut, act=act: (
+                everypool.SPPF(8, 8, 5, n, shortcut, act=act),
+                PublishedSPP(8, 8, (5,) * n, True, shortcut, act),
+            ),
+            id=f"sppf, n={n}, shortcut={shortcut}, act={act}",
+        )
+        for n in (1, 2, 3, 4)
+        for shortcut in (False, True)
+        for act in (False, True)
+    ),
 ]
 
 
@@ -83,7 +102,7 @@ def test_trains_as_published(made: object, size: tuple[int, int]) -> None:
 
 def test_fast_and_slow_spp_of_equal_values() -> None:
     """Bit for bit the same result, whatever is equal; the same gradient where no two values are."""
-    slow, fast = everypool.YOLOSPP(4).eval(), everypool.SPPF(4).eval()
+    slow, fast = everypool.YOLOSPP(4).eval(), everypool.SPPF(4, act=True).eval()
     fast.load_state_dict(slow.state_dict())
     tied = torch.randint(0, 3, (2, 4, 17, 15)).float()
     assert torch.equal(slow(tied), fast(tied))

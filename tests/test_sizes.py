@@ -349,6 +349,111 @@ class Masked(nn.Module):
 # ---- what remains, and what is refused -----------------------------------------------------------------------------------
 
 
+def conv() -> nn.Module:
+    return nn.Conv2d(3, 6, 3, padding=1)
+
+
+class Applied(nn.Module):
+    """A function of a map as a module, with a weight for each channel."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.rand(1, 6, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(6),
+    "batch norm without statistics": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+    "group norm": lambda: nn.GroupNorm(3, 6),
+    "group norm of one group": lambda: nn.GroupNorm(1, 6),
+    "instance norm": lambda: nn.InstanceNorm2d(6, affine=True),
+    "local response": lambda: nn.LocalResponseNorm(2),
+    "one weight": lambda: nn.PReLU(),
+    "a weight per channel": lambda: nn.PReLU(6),
+    "convolution": lambda: nn.Conv2d(6, 6, 3, padding=1),
+    "strided": lambda: nn.Conv2d(6, 6, 3, 2, 1),
+    "mirrored": lambda: nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"),
+    "transposed": lambda: nn.ConvTranspose2d(6, 6, 2, 2),
+    "upsampled": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "shuffled": lambda: nn.Sequential(nn.Conv2d(6, 24, 1), nn.PixelShuffle(2)),
+    "dropout": lambda: nn.Dropout2d(0.0),
+    "padded": lambda: nn.ZeroPad2d((1, 2, 0, 1)),
+    "soft pool": lambda: everypool.SoftPool2d(2),
+    "lp pool": lambda: nn.LPPool2d(2, 2),
+    "square root": lambda: Applied(lambda x, w: (w * x.abs() + 1e-3).sqrt()),
+    "logarithm": lambda: Applied(lambda x, w: (w * x.abs() + 1e-30).log()),
+    "exponential": lambda: Applied(lambda x, w: (w * x).exp()),
+    "power": lambda: Applied(lambda x, w: (x.abs() + 0.01).pow(w)),
+    "inverse": lambda: Applied(lambda x, w: w / x),
+    "divided by a map": lambda: Applied(lambda x, w: (x * w) / x.square().mean(1, keepdim=True)),
+    "inverse root": lambda: Applied(lambda x, w: w * torch.rsqrt(x.square().sum(1, keepdim=True))),
+    "unit length": lambda: Applied(lambda x, w: F.normalize(x, dim=1, eps=1e-30) * w),
+    "length": lambda: Applied(lambda x, w: x * x.norm(dim=1, keepdim=True) * w),
+    "softmax of channels": lambda: Applied(lambda x, w: (x * w).softmax(1)),
+    "softmax of places": lambda: Applied(lambda x, w: (x * w).softmax(3).clamp(min=1e-30).log()),
+    "logarithm of softmax": lambda: Applied(lambda x, w: (x * w).softmax(2).log()),
+    "of deviations": lambda: Applied(lambda x, w: x / x.std((2, 3), keepdim=True) * w),
+    "of rows": lambda: Applied(lambda x, w: x * (x.square().mean(3, keepdim=True) * w).log()),
+    "in place": lambda: Applied(lambda x, w: (x * w).mul_(2).abs_().add_(1e-3).log_()),
+    "last": lambda: Applied(lambda x, w: F.layer_norm(x.movedim(1, 3), (6,), w.flatten(), w.flatten()).movedim(3, 1)),
+    "parts": lambda: Applied(lambda x, w: torch.cat([(x[:, 3:] * w[:, 3:]).abs().log(), x[:, :3]], 1)),
+    "gated": lambda: Applied(lambda x, w: x * F.glu(torch.cat([x, x * w], 1), 1)),
+    **{f"activation {name}": getattr(nn, name) for name in (
+        "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish", "ReLU",
+        "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink")},
+    "rectified in place": lambda: nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(inplace=True)),
+}  # fmt: skip
+OUTSIDE = (float("nan"), float("inf"), -float("inf"), 3e38)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_lies_outside_has_no_say(name: str, training: bool, first: bool) -> None:
+    """NaN, infinities and huge numbers outside the images: outputs and all gradients are those of the images alone."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    if training and isinstance(layer, nn.BatchNorm2d):  # its statistics are of all images: another test compares them
+        layer.weight.data.uniform_(0.5, 1.5)
+    width = 3 if first else 6
+    before: list[nn.Module] = [conv()] if first else []
+    model = nn.Sequential(*before, layer, nn.Conv2d(6, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1)).double().train(training)
+    sizes = [[9, 7], [5, 8], [8, 8]]
+    images = [torch.randn(1, width, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    together = isinstance(layer, nn.BatchNorm2d) and (training or layer.running_mean is None)
+    if together:  # a batch of clean padding says what is right
+        alone = masked_forward(copy.deepcopy(model), padded(images, 0.0), sizes)
+    else:
+        alone = torch.cat([model(image) for image in images])
+    weight = torch.randn_like(alone)
+    for value in OUTSIDE:
+        batch = padded([image.detach() for image in images], value).requires_grad_()
+        y = masked_forward(model, batch, sizes)
+        torch.testing.assert_close(y, alone, rtol=1e-9, atol=1e-9)
+        if together:
+            clean = padded([image.detach() for image in images], 0.0).requires_grad_()
+            expected = torch.autograd.grad((masked_forward(model, clean, sizes) * weight).sum(), [clean, *model.parameters()])
+        else:
+            wanted = torch.cat([model(image) for image in images])
+            own = torch.autograd.grad((wanted * weight).sum(), [*images, *model.parameters()])
+            expected = (padded(own[:3], 0.0), *own[3:])
+        gradients = torch.autograd.grad((y * weight).sum(), [batch, *model.parameters()])
+        for got, right in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-7, atol=1e-9)
+
+
+def padded(images: Any, value: float) -> Tensor:
+    """A batch of images with that value outside."""
+    extents = [max(image.shape[axis] for image in images) for axis in (2, 3)]
+    return torch.cat(
+        [F.pad(image, (0, extents[1] - image.shape[3], 0, extents[0] - image.shape[2]), value=value) for image in images]
+    )
+
+
 def test_keep_lets_convolutions_look_over_the_border_and_zero_does_not() -> None:
     torch.manual_seed(0)
     model = sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), features=4).double()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import itertools
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -261,42 +263,273 @@ def test_copies_pickles_and_state_dicts() -> None:
     assert list(model.state_dict()) == ["conv.weight", "conv.bias", "line.weight", "line.bias", "mean.p"]
 
 
-def helper(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 2)
+def helper(x: Tensor, size: int = 2, *, gain: float = 1.0) -> Tensor:
+    return F.avg_pool2d(x, size) * gain
+
+
+def in_turn(self: Tensor, gain: float) -> Tensor:  # a name that is taken
+    return helper(self, gain=gain) + helper(self)
+
+
+@torch.no_grad()
+def decorated_helper(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+class Space:
+    pool = staticmethod(helper)
 
 
 class Helped(nn.Module):
+    """Poolings in functions: at once, in turn, decorated, of a class, twice in one, in a comprehension, in a loop."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    @staticmethod
+    def static(x: Tensor, *, size: int) -> Tensor:
+        return F.avg_pool2d(x, size)
+
     def forward(self, x: Tensor) -> Tensor:
-        return helper(x)
+        if self.way == "once":
+            return helper(x, gain=2.0)
+        if self.way == "in turn":
+            return in_turn(x, 3.0)
+        if self.way == "decorated":
+            return decorated_helper(x)
+        if self.way == "of a class":
+            return Space.pool(x) + functools.reduce(lambda a, b: a + b, [x[:, :, ::2, ::2]])[:, :, :6]
+        if self.way == "static":
+            return self.static(x, size=2)
+        if self.way == "method":
+            return self.head(x) + self.head(-x)
+        if self.way == "comprehension":
+            return torch.cat([F.avg_pool2d(y, 2) for y in (x, -x)])
+        if self.way == "helper in a comprehension":
+            return torch.cat([helper(y) for y in (x, -x)])
+        for _ in range(2):
+            x = helper(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        return helper(x).amax((2, 3))
 
 
-class Nested(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([F.avg_pool2d(y, 2) for y in (x, x)])
+WAYS = {"once": 1, "in turn": 2, "decorated": 1, "of a class": 1, "static": 1, "method": 2, "comprehension": 1,
+        "helper in a comprehension": 1, "loop": 1}  # fmt: skip
 
 
-class Indices(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2, return_indices=True)[0]
-
-
-@pytest.mark.parametrize(
-    ("model", "match"),
-    [
-        (
-            Helped(),
-            r"^`avg_pool2d` must be called in the source of a method of its module, .*, got a call in helper \(test_swap",
-        ),
-        (Nested(), r"^`avg_pool2d` must be called in the source of a method"),
-        (Indices(), r"^`max_pool2d` must be a pooling that gives values alone"),
-    ],
-)
-def test_functions_that_cannot_be_replaced(model: nn.Module, match: str) -> None:
-    old = type(model)
-    with pytest.raises(NotImplementedError, match=match):
-        swap(model, lambda p: "soft", EXAMPLE)
+@pytest.mark.parametrize("way", WAYS)
+def test_functions_that_methods_call(way: str) -> None:
+    model = Helped(way).eval()
+    expected, old, functions = model(EXAMPLE), type(model), (helper.__code__, in_turn.__code__)
+    report = swap(model, lambda p: p.reducer, EXAMPLE)
+    assert len(report.changes) == WAYS[way]
+    torch.testing.assert_close(model(EXAMPLE), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(EXAMPLE), model(EXAMPLE))
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(EXAMPLE), expected)
+    torch._dynamo.reset()
+    program = torch.export.export(model, (EXAMPLE,)).module()
+    torch.testing.assert_close(program(EXAMPLE), expected)
+    assert torch.equal(torch.fx.symbolic_trace(model)(EXAMPLE), model(EXAMPLE))
+    assert [p.call for p in find(model, EXAMPLE)] == [None] * len(report.changes)  # no call is left
+    for change in report.changes:
+        setattr(model, change.name, nn.Identity())
+    with pytest.raises((RuntimeError, AssertionError)):  # each module runs, and nothing else in its place
+        torch.testing.assert_close(model(EXAMPLE), expected)
+    report.undo()
     assert type(model) is old
+    assert torch.equal(model(EXAMPLE), expected)
+    assert (helper.__code__, in_turn.__code__) == functions  # all others who call them call what they were
+
+
+def test_functions_swapped_in_turn() -> None:
+    model = Helped("method").eval()
+    expected = model(EXAMPLE)
+    first = swap(model, {F.avg_pool2d: "avg"}, EXAMPLE)
+    second = swap(model, {torch.amax: "max"}, EXAMPLE)
+    torch.testing.assert_close(model(EXAMPLE), expected)
+    assert sorted(p.what for p in find(model, EXAMPLE)) == ["AvgPool2d", "GlobalMaxPool"]
+    second.undo()
+    first.undo()
+    assert torch.equal(model(EXAMPLE), expected)
+
+
+class Pairs(nn.Module):
+    """Values of what gives places too."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Any:
+        y = x.flatten(2)
+        if self.way == "first":
+            return y.max(2)[0]
+        if self.way == "name":
+            return torch.max(y, dim=-1).values
+        if self.way == "parts":
+            v, _ = y.max(2)
+            return v
+        if self.way == "parts without use":
+            v, _unused = y.max(2, keepdim=True)
+            return v
+        if self.way == "kept":
+            pair = y.max(2)
+            return pair.values + pair[0]
+        if self.way == "in turn":
+            return x.max(3)[0].max(2)[0]
+        if self.way == "windows":
+            return F.max_pool2d(x, 2, return_indices=True)[0]
+        if self.way == "adaptive":
+            v, _ = F.adaptive_max_pool2d(x, 2, True)
+            return v
+        if self.way == "places":
+            return y.max(2)[1]
+        if self.way == "places by name":
+            return y.max(2).indices
+        if self.way == "both":
+            return y.max(2)
+        if self.way == "both parts":
+            v, places = y.max(2)
+            return v, places
+        if self.way == "later":
+            both = y.max(2)
+            return both[0] + both[1]
+        return [*F.max_pool2d(x, 2, return_indices=True)]
+
+
+VALUES = ("first", "name", "parts", "parts without use", "kept", "in turn", "windows", "adaptive")
+
+
+@pytest.mark.parametrize("way", VALUES)
+def test_values_beside_places(way: str) -> None:
+    model = Pairs(way).eval()
+    expected = model(EXAMPLE)
+    report = swap(model, {"*": "max"}, EXAMPLE)
+    assert len(report.changes) == 1 + (way == "in turn")
+    assert torch.equal(model(EXAMPLE), expected)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(EXAMPLE), expected)
+    torch._dynamo.reset()
+    assert torch.equal(pickle.loads(pickle.dumps(model))(EXAMPLE), expected)
+
+
+@pytest.mark.parametrize("way", ["places", "places by name", "both", "both parts", "later", "starred"])
+def test_places_that_are_used(way: str) -> None:
+    model = Pairs(way)
+    with pytest.raises(
+        NotImplementedError, match=r"^`max\w*` must be a pooling of which the values alone are used, got places"
+    ):
+        swap(model, {"*": "soft"}, EXAMPLE)
+    assert type(model) is Pairs
     assert not model._modules
+
+
+class Hidden(nn.Module):
+    """Functions that the source does not say."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", [helper, lambda x: F.avg_pool2d(x, 2), functools.partial(helper, size=2)])
+def test_functions_that_cannot_be_replaced(function: Callable[[Tensor], Tensor]) -> None:
+    model = Hidden(function)
+    rule = (
+        "called in the source of a method of its module, or of a function that it calls, where it can be replaced, got a call"
+    )
+    with pytest.raises(NotImplementedError, match=rf"^`avg_pool2d` must be {rule} in (helper|<lambda>) \(test_swap"):
+        swap(model, lambda p: "soft", EXAMPLE)
+    assert type(model) is Hidden
+    assert not model._modules
+
+
+class Ordered(nn.Module):
+    """A map with its axes in another order, reduced over its places."""
+
+    def __init__(self, order: tuple[int, ...], axes: tuple[int, ...], keepdim: bool) -> None:
+        super().__init__()
+        self.order, self.axes, self.keepdim = order, axes, keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order).amax(self.axes, self.keepdim)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_axes_in_any_order(keepdim: bool) -> None:
+    x, number = torch.randn(2, 4, 3, 5), 0
+    for order in itertools.permutations(range(4)):
+        places = tuple(axis for axis in range(4) if order[axis] > 1)
+        for axes in (places, places[:1], places[1:]):
+            model = Ordered(order, axes, keepdim)
+            expected = model(x)
+            swap(model, {"*": "max"}, x)
+            assert torch.equal(model(x), expected)
+            x[0] += 1  # what it was made with is not in it
+            assert torch.equal(model(x), x.permute(order).amax(axes, keepdim))
+            number += 1
+    assert number == 72
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224", "naflexvit_base_patch16_gap"]
+)
+def test_heads_of_vision_transformers(name: str, pool: str) -> None:
+    """timm's, which call a function that calls another."""
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = models.package().create_model(name, num_classes=5, global_pool=pool, depth=1, embed_dim=48, num_heads=2).eval()
+    x = models.pixels(model.default_cfg["input_size"][-1])
+    expected = model(x).detach()
+    report = swap(model, lambda p: p.reducer, x)
+    assert len(report.changes) == 1 + (pool == "avgmax")
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+    report.undo()
+    with swap(model, {"head": "gem:signed=odd"}, x):
+        model(x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if n.endswith(".p"))
+    assert torch.equal(model(x), expected)
+
+
+def test_poolings_of_others_keep_their_answers() -> None:
+    """What stays behind a closed gate is the module itself where no layer is known to do the same."""
+
+    class AvgMaxPool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) + x.amax((2, 3))
+
+    class DoubledPool(nn.AvgPool2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    for pooling in (AvgMaxPool(), DoubledPool(2)):
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), pooling)
+        expected = model(EXAMPLE)
+        swap(model, {"1": "gem"}, EXAMPLE, preserve=True)
+        assert torch.equal(model(EXAMPLE), expected)
+
+
+def test_windows_padded_as_tensorflow_does() -> None:
+    class Padded(nn.MaxPool2d):  # of no known name
+        def forward(self, x: Tensor) -> Tensor:
+            over = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[:1:-1]]
+            return super().forward(F.pad(x, [m for n in over for m in (n // 2, n - n // 2)], value=-torch.inf))
+
+    for size in (9, 10, 11, 12):  # of which some need no padding
+        x = torch.randn(1, 2, size, 11)
+        model = nn.Sequential(Padded(3, 2))
+        expected = [model(torch.cat([x, x], 2)), model(x)]
+        swap(model, {nn.MaxPool2d: "max"}, x)
+        assert all(torch.equal(model(y), e) for y, e in zip((torch.cat([x, x], 2), x), expected, strict=True))
 
 
 @pytest.mark.parametrize("function", ["x.mean(1)", "x.mean((1, 2), keepdim=True)", "torch.amax(x, dim=(2, 1))"])
@@ -450,6 +683,33 @@ def test_real_architectures(name: str) -> None:
     report.undo()
     assert state(model) == before
     assert torch.equal(model(x), answer)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "densenet121", "convnext_atto", "regnetx_002"])
+def test_symbolic_traces_of_real_architectures(name: str) -> None:
+    """torch.fx, torchvision's feature extraction, and preparation for quantization see new poolings as single modules."""
+    model, size = models.build(name)
+    x = models.pixels(size)
+    rules: dict[Any, str] = {"head": "gem:signed=odd"}
+    if any(p.reducer == "max" for p in find(model, x)):
+        rules = {lambda p: p.reducer == "max": "soft", **rules}
+    report = swap(model, rules, x)
+    new = [next(name for name, module in model.named_modules() if module is change.new) for change in report.changes]
+    expected = model(x)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        graph = torch.fx.symbolic_trace(other)
+        assert set(new) <= {node.target for node in graph.graph.nodes if node.op == "call_module"}
+        assert torch.equal(graph(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, UserWarning))
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_fx
+
+        prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), (x,))
+        torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-4)  # norms are fused into convolutions
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    features = extraction.create_feature_extractor(model, new)(x)
+    assert [y.shape for y in features.values()] == [change.old.output for change in report.changes]
 
 
 @pytest.mark.skipif(

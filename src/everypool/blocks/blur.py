@@ -135,6 +135,28 @@ def blur_of(
     return y if own is None else y.masked_fill(~prefix_mask(own, tuple(y.shape[2:])), 0)
 
 
+def drop_filter(state_dict: dict[str, Any], key: str, taps: tuple[int, ...], name: str, errors: list[str]) -> None:
+    """Take out the filter of a blur, which is a buffer elsewhere, and say so where another one is computed with here.
+
+    Args:
+        state_dict: what is loaded.
+        key: of the filter, (channels or 1, 1, *taps), the same for all channels.
+        taps: the module's own, along every axis.
+        name: the setting that they come from.
+        errors: what went wrong so far.
+    """
+    given = state_dict.pop(key, None)
+    if given is None:
+        return
+    own = torch.ones((), dtype=torch.float64)
+    for number in taps:
+        own = own[..., None] * torch.tensor(binomial(number), dtype=own.dtype)
+    if tuple(given.shape[2:]) != taps:
+        errors.append(f"`{name}` must be {tuple(given.shape[2:])} for the filter at {key!r}, got {taps}")
+    elif not given.is_meta and not torch.allclose(given.to("cpu", own.dtype), own.expand(given.shape), rtol=0, atol=1e-3):
+        errors.append(f"`{key}` must be the binomial filter, which is the only one here, got {check.shown(given)}, another")
+
+
 class _BlurPool(SpatialBlock):
     def __init__(self, kernel_size: Any = 3, stride: Any = 2, *, padding_mode: str = "reflect") -> None:
         super().__init__()
@@ -146,6 +168,11 @@ class _BlurPool(SpatialBlock):
     def compute(self, x: Tensor, mask: Tensor | None, sizes: Tensor | None) -> Tensor:
         taps, stride = checked_taps("kernel_size", self.kernel_size, self.nd), check.ints("stride", self.stride, self.nd, 1)
         return blurred(x, taps, stride, self.padding_mode, mask, sizes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        taps = checked_taps("kernel_size", self.kernel_size, self.nd)
+        drop_filter(state_dict, f"{prefix}filt", taps, "kernel_size", arguments[-1])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding_mode={self.padding_mode!r}"
@@ -236,6 +263,12 @@ class _MaxBlurPool(SlidingBlock):
             y, exists = apply(x, Max(), windows, nd=self.nd, mask=mask, sizes=sizes, return_mask=True)
             exists = exists[:, :1] if mask is None or mask.shape[1] == 1 else exists
         return blurred(y, taps, stride, self.padding_mode, exists, own)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        taps = checked_taps("filter_size", self.filter_size, self.nd)
+        for key in ("filt", "1.filt"):  # alone, and behind the maximum in a sequence
+            drop_filter(state_dict, prefix + key, taps, "filter_size", arguments[-1])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, filter_size={self.filter_size}, padding_mode={self.padding_mode!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -121,10 +122,10 @@ class PyramidPoolingModule(MapBlock):
         return torch.cat(parts, dim=1)
 
 
-def conv_silu(inputs: int, outputs: int) -> nn.Sequential:
+def conv_silu(inputs: int, outputs: int, act: bool = True) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, 1, bias=False)
     norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03)
-    return nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.SiLU()))
+    return nn.Sequential(OrderedDict(conv=conv, bn=norm, act=nn.SiLU() if act else nn.Identity()))
 
 
 class YOLOSPP(MapBlock):
@@ -172,40 +173,93 @@ class YOLOSPP(MapBlock):
 class SPPF(MapBlock):
     """YOLO's fast SPP: one window applied three times in a row; equal to `YOLOSPP` with 5, 9 and 13 where k = 5.
 
-    y = conv([x', m(x'), m(m(x')), m(m(m(x')))]), x' = conv(x), m = max_pool(k, stride 1).
+    y = conv([x', m(x'), m(m(x')), m(m(m(x')))]), x' = conv(x), m = max_pool(k, stride 1); y + x with `shortcut`.
 
     Args:
         channels: C of the input.
         outputs: channels of the result. Default: C.
         kernel: odd window size.
+        n: how often the window is applied.
+        shortcut: add the input to the result. Default: False.
+        act: SiLU after the first convolution, as in YOLOv5 to YOLO12; False as in YOLO26. Default: True.
 
     Shape: (N, C, H, W) to (N, outputs, H, W). At equal maxima the gradient may differ from that of `YOLOSPP`.
 
     Raises:
-        ValueError: an even kernel, or an input of other channels.
+        ValueError: an even kernel, an input of other channels, or a shortcut to other channels; a state dict that was saved
+            with other settings.
 
-    Source: Jocher 2022, YOLOv5. Reference: ultralytics SPPF, whose weights load.
+    Warns:
+        UserWarning: what is loaded does not say how it was trained, and neither do `act` and `shortcut`: weights of YOLOv5
+            and of YOLO26 have the same names and shapes, but mean different functions.
+
+    Source: Jocher 2022, YOLOv5. Reference: ultralytics SPPF, whose weights load. From 8.4 on its class has act=False, but
+    models that were described before, up to YOLO12, keep the activation: `act` is True for them whatever the version.
 
     >>> SPPF(8)(torch.ones(2, 8, 7, 6)).shape
     torch.Size([2, 8, 7, 6])
     """
 
-    def __init__(self, channels: int, outputs: int | None = None, kernel: int = 5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        outputs: int | None = None,
+        kernel: int = 5,
+        n: int = 3,
+        shortcut: bool | None = None,
+        *,
+        act: bool | None = None,
+    ) -> None:
         super().__init__()
         self.channels = check.positive_int("channels", channels)
         if check.positive_int("kernel", kernel) % 2 == 0:
             raise check.invalid("kernel", "odd", kernel)
-        self.kernel = kernel
+        self.kernel, self.n = kernel, check.positive_int("n", n)
+        self.outputs = channels if outputs is None else check.positive_int("outputs", outputs)
+        self.shortcut = None if shortcut is None else check.boolean("shortcut", shortcut)
+        if self.shortcut and self.outputs != channels:
+            raise check.invalid("shortcut", f"False where outputs = {outputs} differ from channels = {channels}", shortcut)
+        self.act = None if act is None else check.boolean("act", act)
         inner = max(channels // 2, 1)
-        self.cv1 = conv_silu(channels, inner)
-        self.cv2 = conv_silu(inner * 4, channels if outputs is None else check.positive_int("outputs", outputs))
+        self.cv1 = conv_silu(channels, inner, self.act is not False)
+        self.cv2 = conv_silu(inner * (n + 1), self.outputs)
 
     def compute(self, input: Tensor) -> Tensor:
         maps = [self.cv1(input)]
-        for _ in range(3):
+        for _ in range(self.n):
             maps.append(max_pool(maps[-1], self.kernel, 1, self.kernel // 2))
         result: Tensor = self.cv2(torch.cat(maps, dim=1))
-        return result
+        return result + input if self.shortcut else result
+
+    def settings(self) -> dict[str, Any]:
+        """What weights do not tell of the function that they belong to."""
+        return {"kernel": self.kernel, "shortcut": bool(self.shortcut), "act": self.act is not False}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # beside the entries, which are those of the published module
+            destination._metadata[prefix[:-1]]["settings"] = self.settings()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
+        saved = local_metadata.get("settings")
+        if saved is not None:
+            for name, value in self.settings().items():
+                if saved.get(name, value) != value:
+                    arguments[-1].append(
+                        f"`{name}` must be {saved[name]!r}, as it was when {prefix!r} was saved, got {value!r}"
+                    )
+        elif self.act is None:
+            rule = "True for weights of YOLOv5 to YOLO12 or False for those of YOLO26, which alone do not tell"
+            warnings.warn(f"`act` must be {rule}, got None, taken for True", stacklevel=2)
+        elif self.act is False and self.shortcut is None and self.outputs == self.channels:
+            rule = "True or False for weights of YOLO26, which alone do not tell"
+            warnings.warn(f"`shortcut` must be {rule}, got None, taken for False", stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in {**self.settings(), "n": self.n}.items())
 
 
 register(

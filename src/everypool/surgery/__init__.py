@@ -6,6 +6,7 @@ from everypool.surgery.calibrate import Drift as Drift
 from everypool.surgery.export import Comparison as Comparison
 from everypool.surgery.export import Exported as Exported
 from everypool.surgery.export import export as export
+from everypool.surgery.find import Missed as Missed
 from everypool.surgery.find import Pooling as Pooling
 from everypool.surgery.find import Poolings as Poolings
 from everypool.surgery.find import find as find
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "Drift",
     "Exported",
+    "Missed",
     "Pooling",
     "Poolings",
     "Swap",

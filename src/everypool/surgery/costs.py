@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from everypool.explain import explain
-from everypool.surgery.trace import Site, arguments, looking, site, tensors
+from everypool.surgery.trace import Site, arguments, looking, pads_same, site, tensors
 from everypool.windows import Adaptive, Global, Sliding
 
 if TYPE_CHECKING:
@@ -126,11 +126,11 @@ def operations(pooling: Pooling) -> int:
     windows: Any = Global()
     call = pooling.call
     if call is not None and call.axes:
-        others = [shape[axis] for axis in range(1, len(shape)) if axis not in call.axes]
-        shape = torch.Size([shape[0], math.prod(others), *(shape[axis] for axis in call.axes)])
+        others = [n for axis, n in enumerate(shape) if axis not in (call.batch, *call.axes)]
+        shape = torch.Size([shape[call.batch], math.prod(others), *(shape[axis] for axis in call.axes)])
     elif pooling.kind == "sliding":
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        padding = {"padding": "same"} if pooling.what.endswith("Same") else {}
+        padding = {"padding": "same"} if pooling.module is not None and pads_same(pooling.module) else {}
         windows = Sliding(**{name: window[name] for name in names if name in window} | padding)
     elif pooling.kind == "adaptive":
         windows = Adaptive(window.get("output_size", tuple(pooling.output[2:])))

@@ -80,6 +80,19 @@ class Following(TorchFunctionMode):
             self.table[x] = extents if extents is not None and extents.ragged(x.shape) else None
         return x
 
+    def settle(self, x: Any, extents: Extents | None) -> Any:
+        """x, of which the extents are now known, with each image's first element in the place of all that lies outside.
+
+        So whatever is done to single elements, it meets none that no image has: no gradient of a weight is 0 times NaN, and
+        no logarithm is taken of a zero that was only padding.
+        """
+        if isinstance(x, Tensor) and extents is not None and self.zero and self.values and extents.ragged(x.shape):
+            first = x.detach()
+            for axis in extents.axes:
+                first = first.narrow(axis, 0, 1)
+            x = torch.where(self.inside(x, extents), x, first)
+        return self.note(x, extents)
+
     def inside(self, x: Tensor, extents: Extents) -> Tensor:
         """True where an element of x belongs to an image, as small as it broadcasts."""
         key = (extents, x.dim(), tuple(x.shape[axis] for axis in extents.axes), x.device)
@@ -134,7 +147,7 @@ class Following(TorchFunctionMode):
             sizes.update({row: tuple(y.shape[axis] for axis in axes) for row in rows})
         places = torch.tensor([order.index(index) for index in range(len(order))], device=x.device)
         result = torch.cat(padded).index_select(0, places)
-        return self.note(result, Extents(tuple(sizes[i] for i in range(len(order))), axes) if axes else None)
+        return self.settle(result, Extents(tuple(sizes[i] for i in range(len(order))), axes) if axes else None)
 
     # ---- functions -------------------------------------------------------------------------------------------------------
 
@@ -307,16 +320,17 @@ class Following(TorchFunctionMode):
             if isinstance(output, (tuple, list)) and len(output) != len(layouts):
                 raise refused("one whose poolings give no indices of places", self.got(f"{type(module).__name__}"))
             results = list(output) if isinstance(output, (tuple, list)) else [output]
-            for result, layout in zip(results, layouts, strict=False):
-                own = layout.out_sizes if result.dim() == x.dim() else None
-                self.note(result, None if own is None else Extents(tuple(map(tuple, own.tolist())), known.axes))
-            return output
+            for number, layout in zip(range(len(results)), layouts, strict=False):
+                own = layout.out_sizes if results[number].dim() == x.dim() else None
+                extents = None if own is None else Extents(tuple(map(tuple, own.tolist())), known.axes)
+                results[number] = self.settle(results[number], extents)
+            return type(output)(results) if isinstance(output, (tuple, list)) else results[0]
         if not isinstance(output, Tensor):
             raise refused("one in which what takes sizes gives one tensor", self.got(type(module).__name__))
         if output.dim() != x.dim():
             return self.note(output, None)
         sizes = tuple(self.probed(call, x, row) for row in known.sizes)
-        return self.note(output, Extents(sizes, known.axes))
+        return self.settle(output, Extents(sizes, known.axes))
 
     def probed(self, call: Running, x: Tensor, row: tuple[int, ...]) -> tuple[int, ...]:
         """The extent that a module gives an image of that extent, found without computing it."""
@@ -364,7 +378,7 @@ class Following(TorchFunctionMode):
         extents = Extents(sizes, tuple(range(2, input.dim())))
         if not self.collecting and not extents.ragged(input.shape):
             return self.model(input)
-        self.note(input, extents)
+        input = self.settle(input, extents)
         with self.watching():
             return self.model(input) if self.values else functional_call(self.model, self.shadows, (input,))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,9 +15,21 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.surgery.costs import Cost
 from everypool.surgery.costs import costs as measured
-from everypool.surgery.trace import SLIDING, WHOLE, Call, Run, axes_of, channels_last, check_model, kind, traced
+from everypool.surgery.trace import (
+    SLIDING,
+    WHOLE,
+    Call,
+    Run,
+    axes_of,
+    channels_last,
+    check_model,
+    is_doubtful,
+    kind,
+    known_as,
+    traced,
+)  # fmt: skip
 
-__all__ = ["PLACES", "Pooling", "Poolings", "chosen", "find"]
+__all__ = ["PLACES", "Missed", "Pooling", "Poolings", "chosen", "find"]
 
 PLACES = {
     "stem": "sliding windows before the first residual stage",
@@ -27,7 +38,6 @@ PLACES = {
     "inside": "a map pooled within the network, to gate a block for example",
 }
 WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad", "divisor_override", "output_size")
-REDUCERS = ("avg", "max", "gem", "lp", "soft", "logsumexp", "median", "center")  # as they occur in names of classes
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Pooling:
     Args:
         name: of the module in the model; of a function that of the module that calls it, a dot, and its own.
         what: the class or the function.
-        reducer: "max", "avg" and so on, as far as the name says; otherwise "".
+        reducer: "max", "avg" and so on, as far as its type or what it gives says; otherwise "".
         kind: "sliding", "adaptive" (a fixed number of bins), "global" (one bin) or "strip" (whole rows or columns).
         place: "stem", "stage", "head" or "inside", see `PLACES`; "" without an example.
         window: its arguments by torch.nn's names.
@@ -50,6 +60,7 @@ class Pooling:
         module: the module itself; None for a function.
         owner: the module whose method calls the function.
         call: what the function was called with.
+        nd: spatial axes, where the type says them; otherwise 0.
         cost: its shares of time, memory and operations, if asked for.
     """
 
@@ -70,6 +81,7 @@ class Pooling:
     call: Call | None = field(default=None, repr=False)
     like: Tensor | None = field(default=None, repr=False)  # an empty tensor of the input's type on its device
     negative: bool = field(default=False, repr=False)  # the input has values below zero
+    nd: int = field(default=0, repr=False)
     cost: Cost | None = None
 
     def described(self) -> str:
@@ -80,7 +92,7 @@ class Pooling:
         """
         spatial = self.input[2:]
         if self.kind == "sliding":
-            nd = len(spatial) or axes(self.what) or 2
+            nd = len(spatial) or self.nd or 2
             parts = [sides(self.window["kernel_size"], nd)]
             for letter, name, plain in (("s", "stride", None), ("p", "padding", 0), ("d", "dilation", 1)):
                 value = self.window.get(name, plain)
@@ -95,10 +107,54 @@ class Pooling:
         return f"all of {'x'.join(map(str, reduced))}" if reduced else "all"
 
 
-class Poolings(tuple[Pooling, ...]):
-    """What `find` has found; a table when printed."""
+@dataclass(frozen=True)
+class Missed:
+    """What may be a pooling, but is none that could be described or swapped.
+
+    Args:
+        name: of the module, or of the one that calls the function.
+        what: the class or the function.
+        input: shape of what it was given first.
+        output: shape of what it made of that.
+        source: file and line of a function's call.
+        calls: how often it runs in one forward pass.
+    """
+
+    name: str
+    what: str
+    input: torch.Size
+    output: torch.Size
+    source: str = ""
+    calls: int = 1
 
     def __str__(self) -> str:
+        source = f" ({self.source})" if self.source else ""
+        times = f" x {self.calls}" if self.calls > 1 else ""
+        return f"{self.what}{source}{times} in {self.name or 'the model'}, {sides(self.input, 0)} to {sides(self.output, 0)}"
+
+
+class Poolings(tuple[Pooling, ...]):
+    """What `find` has found; a table when printed.
+
+    Args:
+        found: the poolings.
+        missed: what may be a pooling as well: sums, deviations and other statistics over places, such as the mean under a
+            mask, and modules that are called poolings.
+    """
+
+    missed: tuple[Missed, ...]
+
+    def __new__(cls, found: Iterable[Pooling] = (), missed: Iterable[Missed] = ()) -> Poolings:
+        self = super().__new__(cls, found)
+        self.missed = tuple(missed)
+        return self
+
+    def __str__(self) -> str:
+        lines = [self.table() if self else "no pooling found", *(f"possibly missed: {item}" for item in self.missed)]
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """The poolings, one in a line."""
         rows: list[tuple[str, ...]] = [("name", "what", "window", "input", "output", "place", "between")]
         for p in self:
             between = f"{p.before or 'input'} > {p.after or 'output'}" if p.place else ""
@@ -109,7 +165,7 @@ class Poolings(tuple[Pooling, ...]):
                 (*row, *shares)
                 for row, shares in zip(rows, [("time", "memory", "operations"), *map(percent, self)], strict=True)
             ]
-        return aligned(rows) if len(rows) > 1 else "no pooling found"
+        return aligned(rows)
 
 
 def find(model: nn.Module, example: Any = None, *, costs: bool = False) -> Poolings:
@@ -117,8 +173,10 @@ def find(model: nn.Module, example: Any = None, *, costs: bool = False) -> Pooli
 
     Found are modules of torch.nn and of everypool; others with "pool" in the name of their class that take one map and keep
     its channels (a wrapper around a pooling is passed over for what is in it); and what is called as a function: max, average,
-    Lp and adaptive pooling of torch.nn.functional, `mean`, `amax`, `max` and `logsumexp` over places of a map or over tokens.
-    Attention and convolutions with a stride are not poolings.
+    Lp and adaptive pooling of torch.nn.functional, `mean`, `amax`, `max` and `logsumexp` over places of a map or over tokens,
+    wherever they lie after it was flattened or moved. Attention and convolutions with a stride are not poolings, and neither
+    is a mean by which nothing but its own map is centered or scaled. Other statistics over places (`sum`, `std`, the mean
+    under a mask) are no poolings that could be swapped; `.missed` lists them.
 
     Args:
         model: it is run once, in evaluation mode without gradients, and left as it is.
@@ -144,22 +202,26 @@ def find(model: nn.Module, example: Any = None, *, costs: bool = False) -> Pooli
         modules = [m for m in names if isinstance(m, (*SLIDING, *WHOLE))]
         kinds = ["sliding" if isinstance(m, SLIDING) else whole(m) for m in modules]
         return Poolings(
-            Pooling(names[m], type(m).__name__, reducer_of(m), kind, "", window(m), module=m)
+            Pooling(names[m], type(m).__name__, known_as(m)[0], kind, "", window(m), module=m, nd=known_as(m)[1])
             for m, kind in zip(modules, kinds, strict=True)
         )
     runs = traced(model, example)
     first: dict[Any, int] = {}
     counts: dict[Any, int] = {}
     for number, run in enumerate(runs):
-        if kind(run) is not None:
+        if kind(run) is not None or is_doubtful(run):
             key = run.module if run.call is None else (run.owners[-1] if run.owners else model, run.call.site or number)
             first.setdefault(key, number)
             counts[key] = counts.get(key, 0) + 1
-    stands = located(runs, list(first.values()), axes_of(example))
+    stands = located(runs, [n for n in first.values() if kind(runs[n]) is not None], axes_of(example))
     found: list[Pooling] = []
+    missed: list[Missed] = []
     taken: set[str] = set(names.values())
     for key, n in first.items():
         run = runs[n]
+        if n not in stands:
+            missed.append(doubted(run, names, counts[key]))
+            continue
         shared: dict[str, Any] = {
             "kind": kind(run), "place": stands[n], "input": run.input, "output": run.output, "calls": counts[key],
             "before": neighbour(runs[:n][::-1], names), "after": neighbour(runs[n + 1 :], names), "like": run.like,
@@ -167,14 +229,14 @@ def find(model: nn.Module, example: Any = None, *, costs: bool = False) -> Pooli
         }  # fmt: skip
         if run.module is not None:
             module = run.module
-            what = type(module).__name__
-            found.append(Pooling(names[module], what, reducer_of(module), window=window(module), module=module, **shared))
+            what, nd = type(module).__name__, known_as(module)[1]
+            found.append(Pooling(names[module], what, run.reducer, window=window(module), module=module, nd=nd, **shared))
             continue
         if run.call is None:
             continue
         owner = run.owners[-1] if run.owners else model
         name = free(f"{names[owner]}.{run.call.function}".lstrip("."), owner, taken)
-        what = f"{'.' if run.call.method else ''}{run.call.function}()"
+        what = written(run.call)
         source = str(run.call.site or "")
         found.append(
             Pooling(
@@ -184,7 +246,22 @@ def find(model: nn.Module, example: Any = None, *, costs: bool = False) -> Pooli
     if costs:
         shares = measured(model, example, found)
         found = [replace(p, cost=shares[p.name]) for p in found]
-    return Poolings(found)
+    return Poolings(found, missed)
+
+
+def doubted(run: Run, names: Mapping[nn.Module, str], calls: int) -> Missed:
+    """What may be a pooling, with its place."""
+    if run.call is None:
+        name, what, source = names.get(run.module, ""), type(run.module).__name__, ""  # type: ignore[arg-type]
+    else:
+        name = names[run.owners[-1]] if run.owners else ""
+        what, source = written(run.call), str(run.call.site or "")
+    return Missed(name, what, run.input, run.output, source, calls)
+
+
+def written(call: Call) -> str:
+    """A function's name as it is called."""
+    return f"{'.' if call.method else ''}{call.function}()"
 
 
 def percent(pooling: Pooling) -> tuple[str, str, str]:
@@ -223,17 +300,6 @@ def window(module: nn.Module) -> dict[str, Any]:
 def whole(module: nn.Module) -> str:
     size = getattr(module, "output_size", 1)
     return "global" if all(n == 1 for n in (size if isinstance(size, (tuple, list)) else (size,))) else "adaptive"
-
-
-def reducer_of(module: nn.Module) -> str:
-    name = type(module).__name__.lower()
-    return next((reducer for reducer in REDUCERS if reducer in name), "")
-
-
-def axes(name: str) -> int | None:
-    """1 to 3 as the name of a class says, if it does."""
-    text = re.search(r"([123])d", name)
-    return int(text[1]) if text else None
 
 
 def sides(value: Any, nd: int) -> str:
@@ -300,6 +366,7 @@ def chosen(found: Sequence[Pooling], where: str | Sequence[str]) -> tuple[Poolin
 def there(found: Sequence[Pooling]) -> str:
     """The poolings by place, for messages."""
     by_place = [f"{place or 'unknown'}: {', '.join(p.name for p in found if p.place == place)}" for place in (*PLACES, "")]
+    by_place += [f"possibly missed: {item}" for item in getattr(found, "missed", ())]
     return "; ".join(text for text in by_place if not text.endswith(": ")) or "it has none"
 
 
@@ -325,5 +392,5 @@ def picked(found: Sequence[Pooling], key: Any) -> Iterator[Pooling]:
 
 def is_torch(function: Any) -> bool:
     """Whether it is one of torch's functions rather than a test of the user's."""
-    module = getattr(function, "__module__", None) or ""
-    return module.startswith("torch") or type(function).__name__ in ("method_descriptor", "builtin_function_or_method")
+    name = getattr(function, "__name__", "")
+    return any(getattr(space, name, None) is function for space in (torch, nn.functional, Tensor))

@@ -7,41 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everypool._load import reshape_entries
 from everypool._overrides import Module
 
 __all__ = ["BLURRED", "BlurConv1d", "BlurConv2d", "BlurConv3d", "OverAxes", "Scaled"]
 
 
 class OverAxes(Module):
-    """A global pooling over any axes but the first, such as those of (N, H, W, C) or (N, tokens, C).
+    """A global pooling over any axes, such as those of (N, H, W, C), (N, tokens, C) or (tokens, N, C).
 
     Args:
         pool: takes (N, C, *spatial) and gives (N, C).
         axes: those that are pooled, in order.
         keepdim: whether they stay, of size 1.
+        batch: the axis of samples.
 
     >>> OverAxes(everypool.GlobalMaxPool(), (1,))(torch.tensor([[[1.0, 4.0], [2.0, 3.0]]]))
     tensor([[2., 4.]])
     """
 
-    def __init__(self, pool: nn.Module, axes: tuple[int, ...], keepdim: bool = False) -> None:
+    def __init__(self, pool: nn.Module, axes: tuple[int, ...], keepdim: bool = False, batch: int = 0) -> None:
         super().__init__()
         self.pool = pool
-        self.axes, self.keepdim = axes, keepdim
+        self.axes, self.keepdim, self.batch = axes, keepdim, batch
 
     def forward(self, input: Tensor) -> Tensor:
-        others = [axis for axis in range(1, input.dim()) if axis not in self.axes]
-        x = input.permute(0, *others, *self.axes)
+        others = [axis for axis in range(input.dim()) if axis not in self.axes and axis != self.batch]
+        x = input.permute(self.batch, *others, *self.axes)
         kept = x.shape[1 : 1 + len(others)]
         x = x.flatten(1, len(others)) if len(others) > 1 else x
         output: Tensor = self.pool(x)
         output = output.unflatten(1, kept) if len(others) > 1 else output
+        output = output.movedim(0, sum(axis < self.batch for axis in others))
         for axis in self.axes if self.keepdim else ():
             output = output.unsqueeze(axis)
         return output
 
     def extra_repr(self) -> str:
-        return f"axes={self.axes}, keepdim={self.keepdim}"
+        return f"axes={self.axes}, keepdim={self.keepdim}" + f", batch={self.batch}" * bool(self.batch)
 
 
 class Scaled(Module):
@@ -59,6 +62,10 @@ class Scaled(Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.pool(*args, **kwargs)
         return output * self.scale.to(output.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        reshape_entries(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item():.4g}"

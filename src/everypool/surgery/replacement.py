@@ -12,9 +12,9 @@ from everypool import _check as check
 from everypool import blocks
 from everypool.factory import create
 from everypool.pool import parse_settings
-from everypool.surgery.find import Pooling, axes
+from everypool.surgery.find import Pooling
 from everypool.surgery.layers import OverAxes
-from everypool.surgery.trace import channels_last
+from everypool.surgery.trace import channels_last, is_known, known_as, pads_same
 
 __all__ = ["BLUR", "OPEN", "Rule", "made"]
 
@@ -43,11 +43,11 @@ def made(place: Pooling, rule: Rule, preserve: bool, fit: bool) -> tuple[nn.Modu
     operation, settings = parse_settings(rule)
     start: dict[str, Any] = {}
     if preserve:
-        if operation.name == place.reducer and not settings:
+        if operation.name == place.reducer and not settings and is_plain(place):
             return layer(place, rule, {}), ()
         start = STARTS.get(operation.name, {})
-        if place.reducer != "avg" or counts_padding(place) or not start or set(start) & set(settings):
-            return blocks.MixedPool(layer(place, place.reducer or "avg", {}), layer(place, rule, {}), alpha=0.0), ()
+        if place.reducer != "avg" or not is_plain(place) or counts_padding(place) or not start or set(start) & set(settings):
+            return blocks.MixedPool(kept(place), layer(place, rule, {}), alpha=0.0), ()
         if operation.name == "gem" and place.negative and "signed" not in settings:
             start = start | {"signed": "odd"}
     elif fit and OPEN.get(operation.name) not in settings and operation.name in ("soft", "logsumexp"):
@@ -56,6 +56,19 @@ def made(place: Pooling, rule: Rule, preserve: bool, fit: bool) -> tuple[nn.Modu
     if operation.name == "gem" and place.negative and {**settings, **start}.get("signed", "clamp") == "clamp":
         notes = ("values below 0 come in, which GeM takes for 0; signed=odd keeps them",)
     return layer(place, rule, start), notes
+
+
+def is_plain(place: Pooling) -> bool:
+    """Whether its reducer says all that it does; a class made of a known one may do more."""
+    module = place.module
+    return module is None or is_known(module) or (bool(place.reducer) and not known_as(module)[0])
+
+
+def kept(place: Pooling) -> nn.Module:
+    """The pooling that stands there, as a layer that knows of masks if there is one."""
+    if place.module is not None and not is_plain(place):
+        return copy.deepcopy(place.module)
+    return layer(place, place.reducer, {})
 
 
 def counts_padding(place: Pooling) -> bool:
@@ -79,7 +92,7 @@ def antialiased(place: Pooling) -> nn.Module:
 
 
 def dimensions(place: Pooling) -> int:
-    return axes(place.what) or max(len(place.input) - 2, 1)
+    return place.nd or max(len(place.input) - 2, 1)
 
 
 def layer(place: Pooling, pool: str, start: dict[str, Any]) -> nn.Module:
@@ -88,7 +101,7 @@ def layer(place: Pooling, pool: str, start: dict[str, Any]) -> nn.Module:
     if place.kind == "sliding":
         arguments: dict[str, Any] = {"stride": place.window.get("stride") or place.window["kernel_size"]}
         arguments |= {name: place.window[name] for name in ("padding", "dilation", "ceil_mode") if name in place.window}
-        if place.what.endswith("Same"):  # timm's, which pad as TensorFlow does
+        if old is not None and pads_same(old):
             arguments["padding"] = "same"
         operation, settings = parse_settings(pool)
         if operation.name == "avg" and place.reducer == "avg":
@@ -96,9 +109,9 @@ def layer(place: Pooling, pool: str, start: dict[str, Any]) -> nn.Module:
         return create(pool, nd=dimensions(place), kernel_size=place.window["kernel_size"], **arguments, **start)
     if call is not None and call.axes:
         spatial = tuple(range(2, len(place.input)))
-        if call.axes == spatial:
+        if call.axes == spatial and call.batch == 0:
             return create(pool, nd=len(spatial), keepdim=call.keepdim, **start)
-        return OverAxes(create(pool, nd=len(call.axes), **start), call.axes, call.keepdim)
+        return OverAxes(create(pool, nd=len(call.axes), **start), call.axes, call.keepdim, call.batch)
     size = place.window.get("output_size", tuple(place.output[2:]))
     if place.kind == "adaptive" or not place.input:
         return create(pool, nd=dimensions(place), output_size=size, **start)

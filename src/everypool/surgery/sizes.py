@@ -133,7 +133,8 @@ def masked_forward(
     Args:
         model: an ordinary module that takes (N, C, *spatial); in training mode its statistics are those of all images'
             own places together. Nothing of it is changed but what a call changes.
-        input: (N, C, *spatial), each image at the beginning of every axis; what lies outside has no say.
+        input: (N, C, *spatial), each image at the beginning of every axis; what lies outside has no say, NaN neither, in
+            outputs and in gradients (with "keep" it has, wherever a convolution looks over a border).
         sizes: (N, nd), int: each image's own extent.
         border: "zero", or "keep" to let convolutions look over an image's border as they do without sizes.
         alone: types of modules, or patterns of their names, that run image by image, images of one size together:

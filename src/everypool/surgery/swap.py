@@ -105,7 +105,7 @@ def swap(
 
     Windows, shape of the output, device, type, training flag, hooks and every name that a module has stay. A pooling that is
     called as a function becomes a module: the call is replaced in a copy of the method's source, and the module's class
-    becomes a subclass of what it was.
+    becomes a subclass of what it was. A function of the method's that calls it becomes a method of that class.
 
     Args:
         model: it is changed in place.
@@ -130,7 +130,7 @@ def swap(
 
     Raises:
         ValueError: a rule fits nothing or does not parse, or another shape would come out; the model is then as it was.
-        NotImplementedError: a function is called where its call cannot be replaced, or gives places too.
+        NotImplementedError: a function is called where its call cannot be replaced, or gives places that are used.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> report = swap(model, {nn.MaxPool2d: "soft", "head": "gem:p=3"}, torch.rand(2, 3, 9, 9))
@@ -230,7 +230,7 @@ def exchanged(
     """Make the changes; what takes each of them back is added to `backs`."""
     like = next(model.parameters(), None) if example is None else None
     for place, rule in plan:
-        if getattr(place.module, "return_indices", False) or (place.call is not None and place.call.indices):
+        if getattr(place.module, "return_indices", False):
             raise NotImplementedError(f"`{place.name}` must be a pooling that gives values alone, got places too")
         if place.kind == "convolution":
             yield blurred(model, place, backs)

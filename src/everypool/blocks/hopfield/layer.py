@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool._load import reshape_entries
 from everypool._overrides import Module
 from everypool.backends.context import can_compare_sizes, fixed_shape
 from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
@@ -18,6 +20,35 @@ from everypool.pool import Operation, register
 __all__ = ["Hopfield"]
 
 ACTIVATIONS = ("abs", "exp", "relu", "selu", "sigmoid", "sin", "tanh")
+
+
+class HopfieldWrapper(Module):
+    """A module around a `Hopfield`, which shows the settings of that as its own."""
+
+    hopfield: Hopfield
+
+    batch_first = property(attrgetter("hopfield.batch_first"))
+    scaling = property(attrgetter("hopfield.scaling"))
+    stored_pattern_dim = property(attrgetter("hopfield.stored_pattern_dim"))
+    state_pattern_dim = property(attrgetter("hopfield.state_pattern_dim"))
+    pattern_projection_dim = property(attrgetter("hopfield.pattern_projection_dim"))
+    input_size = property(attrgetter("hopfield.input_size"))
+    hidden_size = property(attrgetter("hopfield.hidden_size"))
+    output_size = property(attrgetter("hopfield.output_size"))
+    pattern_size = property(attrgetter("hopfield.pattern_size"))
+    update_steps_max = property(attrgetter("hopfield.update_steps_max"))
+    update_steps_eps = property(attrgetter("hopfield.update_steps_eps"))
+    stored_pattern_as_static = property(attrgetter("hopfield.stored_pattern_as_static"))
+    state_pattern_as_static = property(attrgetter("hopfield.state_pattern_as_static"))
+    pattern_projection_as_static = property(attrgetter("hopfield.pattern_projection_as_static"))
+    normalize_stored_pattern = property(attrgetter("hopfield.normalize_stored_pattern"))
+    normalize_stored_pattern_affine = property(attrgetter("hopfield.normalize_stored_pattern_affine"))
+    normalize_state_pattern = property(attrgetter("hopfield.normalize_state_pattern"))
+    normalize_state_pattern_affine = property(attrgetter("hopfield.normalize_state_pattern_affine"))
+    normalize_pattern_projection = property(attrgetter("hopfield.normalize_pattern_projection"))
+    normalize_pattern_projection_affine = property(attrgetter("hopfield.normalize_pattern_projection_affine"))
+    normalize_hopfield_space = property(attrgetter("hopfield.normalize_hopfield_space"))
+    normalize_hopfield_space_affine = property(attrgetter("hopfield.normalize_hopfield_space_affine"))
 
 
 class Hopfield(Module):
@@ -164,10 +195,27 @@ class Hopfield(Module):
         if isinstance(scaling, Tensor) and not scaling.is_meta and not bool(scaling.isfinite().all()):
             raise check.invalid("scaling", "finite", check.Shown(str(scaling.tolist())[:80]))
 
+    # the names and meanings of the published properties
+
+    @property
+    def stored_pattern_dim(self) -> int | None:
+        """D of the stored patterns."""
+        return self.association_core.key_dim
+
+    @property
+    def state_pattern_dim(self) -> int | None:
+        """D of the states."""
+        return self.association_core.embed_dim
+
+    @property
+    def pattern_projection_dim(self) -> int | None:
+        """D of the pattern projection."""
+        return self.association_core.value_dim
+
     @property
     def input_size(self) -> int | None:
         """D of the states."""
-        return self.association_core.embed_dim
+        return self.state_pattern_dim
 
     @property
     def hidden_size(self) -> int | None:
@@ -185,9 +233,59 @@ class Hopfield(Module):
         return self.association_core.pattern_dim
 
     @property
-    def stored_pattern_dim(self) -> int | None:
-        """D of the stored patterns."""
-        return self.association_core.key_dim
+    def stored_pattern_as_static(self) -> bool:
+        """Keys are used as they come."""
+        return self.association_core.key_static
+
+    @property
+    def state_pattern_as_static(self) -> bool:
+        """States are used as they come."""
+        return self.association_core.query_static
+
+    @property
+    def pattern_projection_as_static(self) -> bool:
+        """Values are used as they come."""
+        return self.association_core.value_static
+
+    @property
+    def normalize_stored_pattern(self) -> bool:
+        """Stored patterns are normalized."""
+        return self.norm_stored_pattern is not None
+
+    @property
+    def normalize_stored_pattern_affine(self) -> bool:
+        """That normalization has weights."""
+        return self.norm_stored_pattern is not None and self.norm_stored_pattern.elementwise_affine
+
+    @property
+    def normalize_state_pattern(self) -> bool:
+        """States are normalized."""
+        return self.norm_state_pattern is not None
+
+    @property
+    def normalize_state_pattern_affine(self) -> bool:
+        """That normalization has weights."""
+        return self.norm_state_pattern is not None and self.norm_state_pattern.elementwise_affine
+
+    @property
+    def normalize_pattern_projection(self) -> bool:
+        """The pattern projection is normalized."""
+        return self.norm_pattern_projection is not None
+
+    @property
+    def normalize_pattern_projection_affine(self) -> bool:
+        """That normalization has weights."""
+        return self.norm_pattern_projection is not None and self.norm_pattern_projection.elementwise_affine
+
+    @property
+    def normalize_hopfield_space(self) -> bool:
+        """States and stored patterns are normalized in the association space."""
+        return self.association_core.normalize
+
+    @property
+    def normalize_hopfield_space_affine(self) -> bool:
+        """That normalization has weights."""
+        return self.association_core.p_norm_weight is not None
 
     def reset_parameters(self) -> None:
         """The published initial values."""
@@ -274,10 +372,16 @@ class Hopfield(Module):
         return self.associations(stored, state, counts, pairs, watched)
 
     @torch.no_grad()
-    def get_projected_pattern_matrix(self, input: Tensor | tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """What is recalled for every stored pattern, (N, heads, S, pattern_size)."""
-        (_, _, projection), *_ = self._prepared(input, None, None, None, None)
-        return self.values(projection)
+    def get_projected_pattern_matrix(
+        self,
+        input: Tensor | tuple[Tensor, Tensor, Tensor],
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What is recalled for every stored pattern, (N, heads, S, pattern_size); masks say what is, not what would be."""
+        (_, state, projection), *_ = self._prepared(input, stored_pattern_padding_mask, association_mask, None, None)
+        values = self.values(projection)
+        return values.expand(max(state.shape[0], values.shape[0]), -1, -1, -1)
 
     def _prepared(
         self, input: Any, padding: Any, pairs: Any, mask: Any, sizes: Any
@@ -315,6 +419,13 @@ class Hopfield(Module):
     def _static(self) -> tuple[bool, bool, bool]:
         core = self.association_core
         return core.key_static, core.query_static, core.value_static
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        published = f"{prefix}_Hopfield__scaling"  # where it is learned
+        if published in state_dict:
+            state_dict[f"{prefix}scaling"] = state_dict.pop(published)
+        reshape_entries(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         beta = self.scaling if isinstance(self.scaling, float) else tuple(self.scaling.shape)

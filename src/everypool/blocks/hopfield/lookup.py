@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.blocks.hopfield.core import product
-from everypool.blocks.hopfield.layer import Hopfield
+from everypool.blocks.hopfield.layer import Hopfield, HopfieldWrapper
 from everypool.blocks.hopfield.masks import exists
 from everypool.pool import Operation, register
 
 __all__ = ["HopfieldLayer"]
 
 
-class HopfieldLayer(Module):
+class HopfieldLayer(HopfieldWrapper):
     """Lookup: every input pattern retrieves among `quantity` learned patterns.
 
     y = W_o (softmax(beta q k^T) v) + b_o with q from the input, k from `lookup_weights`, and v from them or `target_weights`.
@@ -122,9 +121,11 @@ class HopfieldLayer(Module):
         """How strongly every input pattern is associated with every learned one, (N, heads, L, quantity)."""
         return self.hopfield.get_association_matrix(self._patterns(input), stored_pattern_padding_mask, association_mask)
 
-    def get_projected_pattern_matrix(self, input: Tensor) -> Tensor:
-        """What is recalled for every learned pattern, (1, heads, quantity, pattern_size)."""
-        return self.hopfield.get_projected_pattern_matrix(self._patterns(input))
+    def get_projected_pattern_matrix(
+        self, input: Tensor, stored_pattern_padding_mask: Tensor | None = None, association_mask: Tensor | None = None
+    ) -> Tensor:
+        """What is recalled for every learned pattern, (N, heads, quantity, pattern_size), the same for all samples."""
+        return self.hopfield.get_projected_pattern_matrix(self._patterns(input), stored_pattern_padding_mask, association_mask)
 
 
 register(

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.backends import triton
 from everypool.backends.choose import choose
 from everypool.backends.context import fixed_shape, is_tracing
 from everypool.backends.layout import prefix_mask
 from everypool.blocks.hopfield.core import by_head, wide32
-from everypool.blocks.hopfield.layer import Hopfield
+from everypool.blocks.hopfield.layer import Hopfield, HopfieldWrapper
 from everypool.blocks.hopfield.masks import softmax_over
 from everypool.pool import Operation, checked_mask, checked_sizes, padded_batch, refuse, register
 from everypool.windows import Global
@@ -25,7 +24,7 @@ __all__ = ["HopfieldPooling"]
 FORMS = ("auto", "folded", "plain")
 
 
-class HopfieldPooling(Module):
+class HopfieldPooling(HopfieldWrapper):
     """Attention pooling by `quantity` learned states, after any number of Hopfield updates.
 
     y = W_o concat_heads(softmax(beta q k^T) v) + b_o, with q from `pooling_weights`, k and v from the input.
@@ -169,9 +168,14 @@ class HopfieldPooling(Module):
         return self.hopfield.associations(stored, self._states(), counts, pairs)
 
     @torch.no_grad()
-    def get_projected_pattern_matrix(self, input: Tensor | list[Tensor] | tuple[Tensor, Tensor]) -> Tensor:
-        """What is recalled for every pattern, (N, heads, S, pattern_size)."""
-        _, projection, *_ = self._prepared(input, None, None, None, None)
+    def get_projected_pattern_matrix(
+        self,
+        input: Tensor | list[Tensor] | tuple[Tensor, Tensor],
+        stored_pattern_padding_mask: Tensor | None = None,
+        association_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What is recalled for every pattern, (N, heads, S, pattern_size); masks say what is, not what would be."""
+        _, projection, *_ = self._prepared(input, stored_pattern_padding_mask, association_mask, None, None)
         return self.hopfield.values(projection)
 
     def _states(self) -> Tensor:

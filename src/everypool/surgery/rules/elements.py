@@ -20,7 +20,7 @@ __all__ = ["merged", "rule_of"]
 KEEP = {  # every element by itself, or together with others of its place
     *("to", "type", "type_as", "float", "half", "double", "bfloat16", "bool", "int", "long", "cpu", "cuda", "contiguous"),
     *("clone", "detach", "detach_", ".data", "alias", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
-    *("alpha_dropout", "feature_alpha_dropout", "prelu", "rrelu", "rrelu_"),
+    *("alpha_dropout", "feature_alpha_dropout", "prelu", "rrelu", "rrelu_", "log_sigmoid"),
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "logsigmoid", "softsign"),
     *("tanhshrink", "hardswish", "zero_", "fill_", "bernoulli_", "uniform_", "normal_", "threshold", "positive"),
 }
@@ -39,6 +39,7 @@ def rule_of(name: str) -> Rule | None:
     return found
 
 
+@functools.cache
 def pointwise(name: str) -> bool:
     """Whether torch says that it treats each element by itself; `radd` and `iadd` are `add`."""
     for base in (name, name[1:] if name[:1] in "ri" else name, {"truediv": "div", "floordiv": "floor_divide"}.get(name, name)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from everypool.surgery.own import Extents, named, parts
+from everypool.surgery.own import Extents, named
 from everypool.surgery.rules.elements import merged
 from everypool.surgery.rules.table import ALONG, IDENTITY, bound, dims, rule, source, unruled
 
@@ -45,9 +45,9 @@ def reduced(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     place = {axis: axis if keep else axis - sum(a < axis for a in axes) for axis in range(x.dim())}
     own = tuple(zip(*(extents.column(axis) for axis in left), strict=True)) if left else ()
     after = Extents(own, tuple(place[axis] for axis in left), place[extents.batch]) if left else None
-    for item in parts([result]):
-        mode.note(item, after)
-    return result
+    if isinstance(result, tuple):
+        return type(result)([mode.settle(item, after) for item in result])
+    return mode.settle(result, after)
 
 
 def statistic(
@@ -94,7 +94,8 @@ def along(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
         if name in ("softmax", "log_softmax"):  # places beyond an image have no value at all
             inside = mode.inside(x, extents) if mode.values else None
             result = func(given.pop("input"), **given)
-            return mode.note(result if inside is None else result.masked_fill(~inside, 0), extents)
+            return mode.settle(result if inside is None else result.masked_fill(~inside, 0), extents)
+        return mode.settle(func(given.pop("input"), **given), extents)
     return mode.note(func(given.pop("input"), **given), extents)
 
 

@@ -48,7 +48,7 @@ def convolution(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     pads = several(padding, nd) if not isinstance(padding, str) else (None if padding == "same" else 0,) * nd
     sizes = each(mode, extents.sizes, lambda n, a: convolved(n, kernel[a], stride[a], pads[a], dilation[a]))
     result = func(mode.masked(x, extents if mode.zero else None), **given)
-    return mode.note(result, Extents(sizes, extents.axes))
+    return mode.settle(result, Extents(sizes, extents.axes))
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -63,7 +63,7 @@ def transposed(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     kernel = given["weight"].shape[2:]
     sizes = each(mode, extents.sizes, lambda n, a: deconvolved(n, kernel[a], stride[a], padding[a], over[a], dilation[a]))
     result = func(mode.masked(x, extents if mode.zero else None), **given)
-    return mode.note(result, Extents(sizes, extents.axes))
+    return mode.settle(result, Extents(sizes, extents.axes))
 
 
 WINDOWS: dict[str, tuple[str, Callable[..., Any]]] = {  # what torch's functions take, and everypool's function in their place
@@ -96,7 +96,7 @@ def sliding(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     sizes = each(mode, extents.sizes, lambda n, a: convolved(n, kernel[a], stride[a], padding[a], dilation[a], ceil))
     given["stride"] = stride
     result = pooled(x, **given, sizes=rows(x, extents)) if mode.values else func(*args, **kwargs)
-    return mode.note(result, Extents(sizes, extents.axes))
+    return mode.settle(result, Extents(sizes, extents.axes))
 
 
 def rows(x: Tensor, extents: Extents) -> Tensor:
@@ -114,7 +114,7 @@ def adaptive(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     pooled: Callable[..., Any] = reducers.adaptive_avg_pool if "avg" in named(func) else reducers.adaptive_max_pool
     result = pooled(x, wanted, sizes=rows(x, extents)) if mode.values else func(*args, **kwargs)
     sizes = tuple(tuple(n if w is None else w for n, w in zip(row, wanted, strict=True)) for row in extents.sizes)
-    return mode.note(result, Extents(sizes, extents.axes))
+    return mode.settle(result, Extents(sizes, extents.axes))
 
 
 def alike(numbers: Sequence[Any], rows: list[int]) -> list[Any]:
@@ -139,7 +139,7 @@ def padded(mode: Following, func: Any, args: Any, kwargs: Any) -> Any:
     sizes = tuple(tuple(map(sum, zip(row, more, strict=True))) for row, more in zip(extents.sizes, added, strict=True))
     each(mode, sizes, lambda n, _: n)
     result = func(mode.masked(x, extents if mode.zero else None, value or 0), amounts, value=value)
-    return mode.note(result, Extents(sizes, extents.axes, extents.batch))
+    return mode.settle(result, Extents(sizes, extents.axes, extents.batch))
 
 
 @rule("interpolate", "upsample")
