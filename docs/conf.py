@@ -191,22 +191,7 @@ def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, li
             lines[i] = "".join(p if p.startswith("`") else re.sub(r"([\\*|]|_\b(?!\w))", r"\\\1", p) for p in pieces)
 
 
-def full_signature(
-    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str, str | None] | None:
-    """A layer takes the settings of its operation as **settings; the page names them."""
-    settle = getattr(item, "settle", None)
-    if what != "class" or settle is None or not signature or "**settings" not in signature:
-        return None
-    taken = [p for p in inspect.signature(item).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    named = {p.name for p in taken}
-    own = [p for p in inspect.signature(settle).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in named]
-    bare = [p.replace(annotation=p.empty) for p in (*taken, *own)]
-    return str(inspect.Signature(bare)), returns
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_reference)
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon
-    app.connect("autodoc-process-signature", full_signature)
     return {"parallel_read_safe": True}

@@ -161,14 +161,6 @@ def test_docstrings_become_plain_text(conf: ModuleType) -> None:
     ]  # fmt: skip
 
 
-def test_layers_show_the_settings_of_their_operation(conf: ModuleType) -> None:
-    layer = everypool.SoftPool2d
-    shown = conf.full_signature(None, "class", "SoftPool2d", layer, None, "(kernel_size, **settings)", None)
-    assert shown is not None
-    assert shown[0].startswith("(kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, *, beta=1.0,")
-    assert "settings" not in shown[0]
-
-
 # ---- names, links, length ------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from everypool.module import PoolingModule
 from everypool.pool import Reducer, Windows, apply
 
 __all__ = ["Layer", "Made"]
@@ -14,12 +15,16 @@ __all__ = ["Layer", "Made"]
 Made = tuple[Callable[..., Any], tuple[Any, ...]]  # a reducer or windows: what makes it, and of what
 
 
-class Layer(nn.Module):
+class Layer(PoolingModule):
     """A pooling as a module; subclasses say which reducer and which windows."""
 
     nd: ClassVar[int | None] = None
 
     settle: Callable[..., None]  # takes the operation's own keyword arguments
+
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any] | None:
+        return getattr(cls, "settle", None)
 
     @property
     def reducer(self) -> Reducer:

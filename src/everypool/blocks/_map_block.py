@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.module import PoolingModule
 from everypool.pool import checked_sizes, finished
 
 __all__ = ["MapBlock", "conv_norm", "features", "of_channels", "refused"]
@@ -39,7 +40,7 @@ def conv_norm(inputs: int, outputs: int, kernel_size: Any, *, act: bool = True) 
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if act else []))
 
 
-class MapBlock(nn.Module):
+class MapBlock(PoolingModule):
     """A module from (N, `channels`, H, W) to (N, ..., H, W); subclasses write `compute`."""
 
     channels: int

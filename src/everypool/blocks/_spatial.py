@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
+from everypool.module import PoolingModule
 from everypool.pool import finished, prepared
 from everypool.windows import Sliding
 
 __all__ = ["SlidingBlock", "SpatialBlock", "wide"]
 
 
-class SpatialBlock(nn.Module):
+class SpatialBlock(PoolingModule):
     """A module over (N, C, *spatial), or (C, *spatial), with `nd` spatial axes; subclasses write `compute`."""
 
     nd: ClassVar[int]

@@ -14,6 +14,7 @@ from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
 from everypool.blocks._spatial import SlidingBlock, wide
 from everypool.factory import create
+from everypool.module import PoolingModule, describe_setting
 from everypool.pool import Operation, apply, finished, register
 from everypool.reducers import Max, Mean
 from everypool.reducers._layer import checked_setting, parameter, per_channel
@@ -21,7 +22,7 @@ from everypool.reducers._layer import checked_setting, parameter, per_channel
 __all__ = ["GatedPool1d", "GatedPool2d", "GatedPool3d", "MixedPool"]
 
 
-class MixedPool(nn.Module):
+class MixedPool(PoolingModule):
     """Two poolings in a proportion that is learned.
 
     y = first(x) + alpha * (second(x) - first(x)); alpha is not bounded. With alpha = 0 the result is the first one bit for
@@ -103,9 +104,7 @@ class MixedPool(nn.Module):
         return check.floating(name, result)
 
     def extra_repr(self) -> str:
-        learned = isinstance(self.alpha, nn.Parameter)
-        shown = self.alpha if not isinstance(self.alpha, Tensor) else f"{self.alpha.numel()} numbers"
-        return f"alpha={shown}, channels={self.channels}, learnable={learned}"
+        return f"alpha={describe_setting(self.alpha)}"
 
 
 def pooling(name: str, given: Any, nd: int, windows: dict[str, Any]) -> nn.Module:

@@ -52,7 +52,7 @@ def split_pools(text: str) -> list[str]:
 
 
 def chosen_variants(experiment: Experiment, text: str | None) -> tuple[str, ...]:
-    """What is compared: variants of the experiment, or reducers where it takes any."""
+    """What is compared: variants of the experiment, or operations where it takes any."""
     if text is None:
         if experiment.name == OWN:
             return tuple(split_pools(OWN_POOLS))
@@ -66,7 +66,10 @@ def chosen_variants(experiment: Experiment, text: str | None) -> tuple[str, ...]
         try:
             if not experiment.nd:
                 check.choice("--pool", pool, list(experiment.variants))
-            checked_pool(pool, experiment.nd)
+            if experiment.check_variant is not None:
+                experiment.check_variant(pool)
+            else:
+                checked_pool(pool, experiment.nd)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             rule, _, got = str(error).partition(" must be ")
             text = f"in {pool!r}, {rule} must be {got}" if got else f"{pool!r}: {error}"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter
 from everypool.reducers.power import SIGNED, Power, reference
@@ -133,8 +134,7 @@ class _GeM(Layer):
         return Power, (self.p, "mean", self.signed, self.eps)
 
     def settings(self) -> str:
-        text = tuple(self.p.shape) if isinstance(self.p, Tensor) else self.p
-        return f"p={text}, eps={self.eps}, signed={self.signed!r}"
+        return f"p={describe_setting(self.p)}, eps={self.eps}, signed={self.signed!r}"
 
 
 class GeMPool1d(_GeM, SlidingLayer):

@@ -15,6 +15,7 @@ from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
@@ -205,7 +206,7 @@ class _LogSumExp(Layer):
         return LogSumExp, (self.r, self.norm)
 
     def settings(self) -> str:
-        return f"r={tuple(self.r.shape) if isinstance(self.r, Tensor) else self.r}, norm={self.norm!r}"
+        return f"r={describe_setting(self.r)}, norm={self.norm!r}"
 
 
 class LogSumExpPool1d(_LogSumExp, SlidingLayer):

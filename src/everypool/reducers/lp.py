@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.layer import Made
+from everypool.module import describe_setting, keep_start
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting
 from everypool.reducers.power import NORMS, Power, reference
@@ -105,13 +106,15 @@ class _LP(Layer):
     def settle(self, *, norm_type: Any = 2.0, norm: str = "sum") -> None:
         checked_setting("norm_type", norm_type, infinite=True)
         self.norm_type = norm_type
+        if isinstance(norm_type, nn.Parameter):
+            keep_start(self, "norm_type", norm_type)
         self.norm = check.choice("norm", norm, NORMS)
 
     def reduced(self) -> Made:
         return Power, (self.norm_type, self.norm, "abs")
 
     def settings(self) -> str:
-        return f"norm_type={self.norm_type}, norm={self.norm!r}"
+        return f"norm_type={describe_setting(self.norm_type)}, norm={self.norm!r}"
 
 
 class _LPPool(_LP, SlidingLayer):

@@ -178,7 +178,9 @@ class _Max(Layer):
         return Max, (self.ties, self.return_indices)
 
     def settings(self) -> str:
-        return "" if self.ties == "first" else f"ties={self.ties!r}"
+        shown = [f"return_indices={self.return_indices}"] if self.return_indices else []
+        shown += [f"ties={self.ties!r}"] if self.ties != "first" else []
+        return ", ".join(shown)
 
 
 class _MaxPool(_Max, SlidingLayer):

@@ -13,6 +13,7 @@ from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
@@ -165,7 +166,8 @@ class _Soft(Layer):
         return Soft, (self.beta, self.grad)
 
     def settings(self) -> str:
-        return f"beta={tuple(self.beta.shape) if isinstance(self.beta, Tensor) else self.beta}"
+        grad = "" if self.grad == "exact" else f", grad={self.grad!r}"
+        return f"beta={describe_setting(self.beta)}{grad}"
 
 
 class SoftPool1d(_Soft, SlidingLayer):

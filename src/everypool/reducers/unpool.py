@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
 from everypool.backends.axes import readable
+from everypool.module import PoolingModule
 from everypool.pool import Operation, finished, register
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
@@ -108,7 +109,7 @@ def _unpooled(
     return y.squeeze(0) if single else y
 
 
-class _MaxUnpool(nn.Module):
+class _MaxUnpool(PoolingModule):
     nd = 0
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, overlap: str = "last") -> None:

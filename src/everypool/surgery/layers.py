@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everypool.module import PoolingModule, describe_setting, keep_start
+
 __all__ = ["BLURRED", "BlurConv1d", "BlurConv2d", "BlurConv3d", "OverAxes", "Scaled"]
 
 
-class OverAxes(nn.Module):
+class OverAxes(PoolingModule):
     """A global pooling over any axes but the first, such as those of (N, H, W, C) or (N, tokens, C).
 
     Args:
@@ -42,7 +44,7 @@ class OverAxes(nn.Module):
         return f"axes={self.axes}, keepdim={self.keepdim}"
 
 
-class Scaled(nn.Module):
+class Scaled(PoolingModule):
     """A pooling times a number that was fitted to what stood there before.
 
     >>> Scaled(everypool.MaxPool1d(2), 0.5)(torch.tensor([[[1.0, 4.0]]]))
@@ -53,13 +55,14 @@ class Scaled(nn.Module):
         super().__init__()
         self.pool = pool
         self.scale = nn.Parameter(torch.tensor(float(scale)))
+        keep_start(self, "scale", scale)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.pool(*args, **kwargs)
         return output * self.scale.to(output.dtype)
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale.item():.4g}"
+        return f"scale={describe_setting(self.scale)}"
 
 
 class _BlurConv(nn.Module):

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everypool import _check as check
 from everypool._memo import made
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import Layer
+from everypool.module import PoolingModule
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.pool.sums import added, onto
 from everypool.windows.strips import check_like, spatial_axis
@@ -271,7 +272,7 @@ class RightPool(_Direction):
     scan = Scan(-1, False)
 
 
-class _Corner(nn.Module):
+class _Corner(PoolingModule):
     corner: ClassVar[str]
 
     def __init__(self, *, ties: str = "first") -> None:
@@ -302,7 +303,19 @@ register(
         summary="Running maximum, or any other running reduction, along one axis.",
         formula="y[i] = reducer(x[0], ..., x[i])",
         source="Law and Deng 2018, CornerNet",
-        names=tuple(name for name in __all__ if "orner" not in name and "TopLeft" not in name and "BottomRight" not in name),
+        names=(
+            "DirectionalPool",
+            "BottomPool",
+            "LeftPool",
+            "RightPool",
+            "TopPool",
+            "Scan",
+            "bottom_pool",
+            "directional_pool",
+            "left_pool",
+            "right_pool",
+            "top_pool",
+        ),
         dtypes="any",
         sample=lambda: (DirectionalPool(-1, reverse=True), (torch.randn(2, 3, 5, 6),)),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool.backends.axes import traced
+from everypool.module import PoolingModule
 
 __all__ = ["HopfieldCore", "Iteration", "by_head", "product", "wide32"]
 
@@ -131,7 +132,7 @@ def _per_head(name: str, value: Any, heads: int, one: Callable[[str, Any], Any])
     return tuple(one(name, item) for item in values)
 
 
-class HopfieldCore(nn.Module):
+class HopfieldCore(PoolingModule):
     """Projections into the association space and out of it; see `Hopfield` for the settings."""
 
     in_proj_weight: nn.Parameter | None

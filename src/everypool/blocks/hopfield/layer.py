@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from everypool import _check as check
 from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
+from everypool.module import PoolingModule, describe_setting, keep_start
 from everypool.pool import Operation, register
 
 __all__ = ["Hopfield"]
@@ -18,7 +19,7 @@ __all__ = ["Hopfield"]
 ACTIVATIONS = ("abs", "exp", "relu", "selu", "sigmoid", "sin", "tanh")
 
 
-class Hopfield(nn.Module):
+class Hopfield(PoolingModule):
     """Continuous modern Hopfield network: states retrieve what they resemble among stored patterns.
 
     xi = softmax(beta q k^T); q <- xi k and again, `update_steps_max` times or until converged; y = W_o concat_heads(xi v)
@@ -161,6 +162,8 @@ class Hopfield(nn.Module):
             raise check.invalid("scaling", f"a number, or a floating-point tensor of {heads}, one for each head", scaling)
         if isinstance(scaling, Tensor) and not scaling.is_meta and not bool(scaling.isfinite().all()):
             raise check.invalid("scaling", "finite", check.Shown(str(scaling.tolist())[:80]))
+        if isinstance(scaling, Tensor):
+            keep_start(self, "scaling", scaling)
 
     @property
     def input_size(self) -> int | None:
@@ -188,11 +191,8 @@ class Hopfield(nn.Module):
         return self.association_core.key_dim
 
     def reset_parameters(self) -> None:
-        """The published initial values."""
-        self.association_core.reset_parameters()
-        for norm in (self.norm_stored_pattern, self.norm_state_pattern, self.norm_pattern_projection):
-            if norm is not None:
-                norm.reset_parameters()
+        """The published initial values, and the scaling that was given."""
+        super().reset_parameters()
 
     def iteration(self) -> Iteration:
         """How the states settle."""
@@ -314,8 +314,8 @@ class Hopfield(nn.Module):
         return core.key_static, core.query_static, core.value_static
 
     def extra_repr(self) -> str:
-        beta = self.scaling if isinstance(self.scaling, float) else tuple(self.scaling.shape)
-        return f"num_heads={self.association_core.num_heads}, scaling={beta}, update_steps_max={self.update_steps_max}"
+        text = f"num_heads={self.association_core.num_heads}, scaling={describe_setting(self.scaling)}"
+        return f"{text}, update_steps_max={self.update_steps_max}"
 
 
 def checked_patterns(x: Any, batch_first: bool, size: int | None, static: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from everypool import _check as check
 from everypool.blocks.hopfield.core import product
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import exists
+from everypool.module import PoolingModule
 from everypool.pool import Operation, register
 
 __all__ = ["HopfieldLayer"]
 
 
-class HopfieldLayer(nn.Module):
+class HopfieldLayer(PoolingModule):
     """Lookup: every input pattern retrieves among `quantity` learned patterns.
 
     y = W_o (softmax(beta q k^T) v) + b_o with q from the input, k from `lookup_weights`, and v from them or `target_weights`.
@@ -73,6 +75,11 @@ class HopfieldLayer(nn.Module):
         shape = (1, self.quantity, size) if self.hopfield.batch_first else (self.quantity, 1, size)
         return nn.Parameter(torch.empty(shape), requires_grad=trainable)
 
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any]:
+        """Return what takes `settings`."""
+        return Hopfield.__init__
+
     def reset_parameters(self) -> None:
         """The published initial values."""
         self.hopfield.reset_parameters()
@@ -124,6 +131,9 @@ class HopfieldLayer(nn.Module):
     def get_projected_pattern_matrix(self, input: Tensor) -> Tensor:
         """What is recalled for every learned pattern, (1, heads, quantity, pattern_size)."""
         return self.hopfield.get_projected_pattern_matrix(self._patterns(input))
+
+    def extra_repr(self) -> str:
+        return f"quantity={self.quantity}"
 
 
 register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from everypool.backends.layout import prefix_mask
 from everypool.blocks.hopfield.core import by_head, wide32
 from everypool.blocks.hopfield.layer import Hopfield
 from everypool.blocks.hopfield.masks import softmax_over
+from everypool.module import PoolingModule
 from everypool.pool import Operation, checked_mask, checked_sizes, padded_batch, refuse, register
 from everypool.windows import Global
 
@@ -24,7 +26,7 @@ __all__ = ["HopfieldPooling"]
 FORMS = ("auto", "folded", "plain")
 
 
-class HopfieldPooling(nn.Module):
+class HopfieldPooling(PoolingModule):
     """Attention pooling by `quantity` learned states, after any number of Hopfield updates.
 
     y = W_o concat_heads(softmax(beta q k^T) v) + b_o, with q from `pooling_weights`, k and v from the input.
@@ -84,6 +86,11 @@ class HopfieldPooling(nn.Module):
         shape = (1, quantity, size) if self.hopfield.batch_first else (quantity, 1, size)
         self.pooling_weights = nn.Parameter(torch.empty(shape), requires_grad=trainable)
         self.reset_parameters()
+
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any]:
+        """Return what takes `settings`."""
+        return Hopfield.__init__
 
     def reset_parameters(self) -> None:
         """The published initial values."""
@@ -347,6 +354,9 @@ def _unfolded(xi: Tensor, z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor
 def _summed(mean: Tensor, total: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`_unfolded` from sums of xi z and of xi."""
     return by_head(mean * gain + shift * total, weight.transpose(1, 2)) + bias.transpose(1, 2) * total
+
+    def extra_repr(self) -> str:
+        return f"quantity={self.quantity}, form={self.form!r}, channels_first={self.channels_first}"
 
 
 register(
