@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from everypool import _check as check
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
 from everypool.blocks._spatial import SlidingBlock, wide
-from everypool.factory import create
+from everypool.factory import create, find_named
 from everypool.module import PoolingModule, describe_setting
-from everypool.pool import Operation, apply, finished, register
+from everypool.pool import Operation, apply, finished, register, split_settings
 from everypool.reducers import Max, Mean
 from everypool.reducers._layer import checked_setting, parameter, per_channel
 
@@ -112,7 +113,11 @@ def pooling(name: str, given: Any, nd: int, windows: dict[str, Any]) -> nn.Modul
     if isinstance(given, nn.Module):
         return given
     if not isinstance(given, str):
-        raise check.wrong_type(name, "a module or the name of a reducer", given)
+        raise check.wrong_type(name, "a module or the name of a pooling", given)
+    try:
+        find_named(split_settings(name, given)[0])
+    except check.InvalidValue as error:
+        raise check.invalid(name, "a module or the name of a pooling", check.Shown(f"{given!r}: {error}")) from error
     return create(given, nd=nd, **windows)
 
 
@@ -140,7 +145,10 @@ class _GatedPool(SlidingBlock):
         if isinstance(padding, str):
             raise check.wrong_type("padding", "an int, one per axis, or (left, right) pairs", padding)
         self.place(kernel_size, stride, padding, dilation, ceil_mode)
-        self.weight = nn.Parameter(torch.zeros(1, 1, *self.windows.checked(self.nd)[0]))
+        window = self.windows.checked(self.nd)[0]
+        if math.prod(window) > check.LARGEST:
+            raise check.invalid("kernel_size", "of at most 2**40 elements in all", kernel_size)
+        self.weight = nn.Parameter(torch.zeros(1, 1, *window))
 
     def reset_parameters(self) -> None:
         """Zeros: half of each, from which the gate learns at once."""

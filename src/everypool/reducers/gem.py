@@ -125,7 +125,7 @@ class _GeM(Layer):
         eps: float = 1e-6,
         signed: str = "clamp",
     ) -> None:
-        checked_setting("p", p, infinite=not learnable and channels is None)
+        checked_setting("p", p, infinite=not check.boolean("learnable", learnable) and channels is None)
         parameter(self, "p", p, learnable, channels)
         self.eps = check.number("eps", eps, "a positive finite number", above=0, finite=True)
         self.signed = check.choice("signed", signed, SIGNED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,12 @@ __all__ = [
     "global_lp_pool",
     "lp_pool",
 ]
+
+
+class PNorm(Power):
+    """The p-norm under torch.nn's words, in which the exponent is `norm_type`."""
+
+    exponent: ClassVar[str] = "norm_type"
 
 
 def lp_pool(
@@ -74,7 +80,7 @@ def lp_pool(
     tensor([[[5.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Power, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
 
 
 def adaptive_lp_pool(
@@ -85,7 +91,7 @@ def adaptive_lp_pool(
     >>> adaptive_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2, 1)
     tensor([[[5.]]])
     """
-    return call(input, Power, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
 
 
 def global_lp_pool(
@@ -96,7 +102,7 @@ def global_lp_pool(
     >>> global_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2)
     tensor([[5.]])
     """
-    result = call(input, Power, (norm_type, norm, "abs"), Global, (keepdim,), mask=mask, sizes=sizes)
+    result = call(input, PNorm, (norm_type, norm, "abs"), Global, (keepdim,), mask=mask, sizes=sizes)
     return result
 
 
@@ -111,7 +117,7 @@ class _LP(Layer):
         self.norm = check.choice("norm", norm, NORMS)
 
     def reduced(self) -> Made:
-        return Power, (self.norm_type, self.norm, "abs")
+        return PNorm, (self.norm_type, self.norm, "abs")
 
     def settings(self) -> str:
         return f"norm_type={describe_setting(self.norm_type)}, norm={self.norm!r}"

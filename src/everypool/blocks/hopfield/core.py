@@ -124,6 +124,8 @@ def _threshold(name: str, value: Any) -> float:
 
 
 def _per_head(name: str, value: Any, heads: int, one: Callable[[str, Any], Any]) -> tuple[Any, ...]:
+    if isinstance(value, Tensor) and value.is_meta:
+        raise check.invalid(name, "a number, or one for each head, with values", value)
     values = value.tolist() if isinstance(value, Tensor) else value
     if not isinstance(values, (list, tuple)):
         return (one(name, values),) * heads
