@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "InvalidValue",
     "arguments",
+    "axes",
     "batched",
     "boolean",
     "choice",
@@ -80,6 +81,17 @@ def one_int(name: str, value: Any, minimum: int) -> int:
     if value > LARGEST:
         raise invalid(name, f"{rule} of at most 2**40", value)
     return plain(value)
+
+
+def axes(nd: Any) -> int | None:
+    """A number of spatial axes, or None."""
+    if nd is None or (type(nd) is int and 0 < nd < 4):
+        return nd
+    if not is_int(nd):
+        raise wrong_type("nd", "None or an int from 1 to 3", nd)
+    if not 0 < nd < 4:
+        raise invalid("nd", "None or an int from 1 to 3", nd)
+    return int(nd)
 
 
 def positive_int(name: str, value: Any) -> int:

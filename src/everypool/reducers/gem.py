@@ -39,6 +39,7 @@ def gem_pool(
     p: Any = 3.0,
     eps: float = 1e-6,
     signed: str = "clamp",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -47,7 +48,8 @@ def gem_pool(
     y = (mean(max(x, eps)^p))^(1/p), over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -57,6 +59,8 @@ def gem_pool(
         p: exponent, a number or a tensor of 1 or C elements; 1 is the average, inf the maximum.
         eps: least value, with signed="clamp".
         signed: "clamp", "abs", "shift" or "odd": what becomes of negative values, see `Power`.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -73,7 +77,7 @@ def gem_pool(
     tensor([[[1.6510, 2.0000]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Power, (p, "mean", signed, eps), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Power, (p, "mean", signed, eps), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def adaptive_gem_pool(
@@ -83,6 +87,7 @@ def adaptive_gem_pool(
     p: Any = 3.0,
     eps: float = 1e-6,
     signed: str = "clamp",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -91,7 +96,7 @@ def adaptive_gem_pool(
     >>> adaptive_gem_pool(torch.tensor([[[1.0, 2.0]]]), 1)
     tensor([[[1.6510]]])
     """
-    return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def global_gem_pool(

@@ -44,6 +44,7 @@ def lp_pool(
     padding: Any = 0,
     dilation: Any = 1,
     norm: str = "sum",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -56,7 +57,8 @@ def lp_pool(
 
     Args:
         norm_type: p, a number other than 0, or inf; or a tensor of 1 or C elements.
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -64,6 +66,8 @@ def lp_pool(
         dilation: distance in elements between window elements.
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         norm: "sum", or "mean" for the power mean.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -80,18 +84,25 @@ def lp_pool(
     tensor([[[5.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, PNorm, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def adaptive_lp_pool(
-    input: Any, norm_type: Any, output_size: Any, *, norm: str = "sum", mask: Tensor | None = None, sizes: Any = None
+    input: Any,
+    norm_type: Any,
+    output_size: Any,
+    *,
+    norm: str = "sum",
+    nd: int | None = None,
+    mask: Tensor | None = None,
+    sizes: Any = None,
 ) -> Any:
     """p-norm of each of a fixed number of bins; see `lp_pool` and `Adaptive`.
 
     >>> adaptive_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2, 1)
     tensor([[[5.]]])
     """
-    return call(input, PNorm, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def global_lp_pool(

@@ -104,6 +104,7 @@ def max_pool(
     return_indices: bool = False,
     *,
     ties: str = "first",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -112,8 +113,8 @@ def max_pool(
     y = max(x), over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `kernel_size`
-            is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -122,6 +123,8 @@ def max_pool(
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         return_indices: also give the flat position of each maximum in its plane, int64.
         ties: "first", "last" or "even": which of equal values gets the gradient.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -138,7 +141,7 @@ def max_pool(
     tensor([[[3., 2.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Max, (ties, return_indices), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Max, (ties, return_indices), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def adaptive_max_pool(
@@ -147,6 +150,7 @@ def adaptive_max_pool(
     return_indices: bool = False,
     *,
     ties: str = "first",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -155,7 +159,7 @@ def adaptive_max_pool(
     >>> adaptive_max_pool(torch.tensor([[[0.0, 3.0, 2.0]]]), 1)
     tensor([[[3.]]])
     """
-    return call(input, Max, (ties, return_indices), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Max, (ties, return_indices), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 def global_max_pool(

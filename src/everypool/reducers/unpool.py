@@ -26,13 +26,14 @@ def max_unpool(
     output_size: Any = None,
     *,
     overlap: str = "last",
+    nd: int | None = None,
 ) -> Tensor:
     """Put every value at the position its index names, and zeros elsewhere.
 
     y = 0; y[indices[i]] = x[i].
 
     Args:
-        input: (N, C, *spatial), or (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), or (C, *spatial) where `nd` or a tuple as `kernel_size` says how many axes these are.
         indices: like input, int64: flat positions in the output's plane, as `max_pool(..., return_indices=True)` gives
             them; -1 is nowhere.
         kernel_size: of the pooling that is undone.
@@ -42,6 +43,7 @@ def max_unpool(
             kernel_size, the default.
         overlap: where windows overlapped and two values name one position: "last" keeps the last in row-major order,
             and only it gets the gradient; "add" sums them.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch.
 
     Returns:
         (N, C, *output_size), same type as input.
@@ -56,7 +58,8 @@ def max_unpool(
     tensor([[[0., 3., 4., 0.]]])
     """
     tuples = isinstance(kernel_size, (list, tuple)) and len(kernel_size) > 1
-    return _unpooled(input, indices, kernel_size, stride, padding, output_size, overlap, len(kernel_size) if tuples else None)
+    axes = len(kernel_size) if tuples and nd is None else check.axes(nd)
+    return _unpooled(input, indices, kernel_size, stride, padding, output_size, overlap, axes)
 
 
 def _unpooled(

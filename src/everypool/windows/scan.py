@@ -124,7 +124,7 @@ def directional_pool(
 def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the bottom up of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[h] = max(x[h], x[h + 1], ...).
+    y[h] = max(x[h], x[h + 1], ...). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> top_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[3., 5.],
@@ -136,7 +136,7 @@ def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, 
 def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the top down of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[h] = max(x[0], ..., x[h]).
+    y[h] = max(x[0], ..., x[h]). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> bottom_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[1., 5.],
@@ -148,7 +148,7 @@ def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = Non
 def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the right to the left of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[w] = max(x[w], x[w + 1], ...).
+    y[w] = max(x[w], x[w + 1], ...). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> left_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[5., 5.],
@@ -160,7 +160,7 @@ def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None,
 def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the left to the right of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[w] = max(x[0], ..., x[w]).
+    y[w] = max(x[0], ..., x[w]). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> right_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[1., 5.],
@@ -249,25 +249,25 @@ class _Direction(DirectionalPool):
 
 
 class TopPool(_Direction):
-    """Running maximum from the bottom up; see `top_pool`."""
+    """Running maximum from the bottom up of (N, C, H, W) or (C, H, W), never of lines (N, C, L); see `top_pool`."""
 
     scan = Scan(-2, True)
 
 
 class BottomPool(_Direction):
-    """Running maximum from the top down; see `bottom_pool`."""
+    """Running maximum from the top down of (N, C, H, W) or (C, H, W), never of lines (N, C, L); see `bottom_pool`."""
 
     scan = Scan(-2, False)
 
 
 class LeftPool(_Direction):
-    """Running maximum from the right to the left; see `left_pool`."""
+    """Running maximum from the right to the left of (N, C, H, W) or (C, H, W), never of lines; see `left_pool`."""
 
     scan = Scan(-1, True)
 
 
 class RightPool(_Direction):
-    """Running maximum from the left to the right; see `right_pool`."""
+    """Running maximum from the left to the right of (N, C, H, W) or (C, H, W), never of lines; see `right_pool`."""
 
     scan = Scan(-1, False)
 
@@ -285,13 +285,13 @@ class _Corner(PoolingModule):
 
 
 class TopLeftPool(_Corner):
-    """Running maxima towards the top and towards the left, added; see `corner_pool`."""
+    """Running maxima towards the top and towards the left of (N, C, H, W) or (C, H, W), added; see `corner_pool`."""
 
     corner = "top_left"
 
 
 class BottomRightPool(_Corner):
-    """Running maxima towards the bottom and towards the right, added; see `corner_pool`."""
+    """Running maxima towards the bottom and the right of (N, C, H, W) or (C, H, W), added; see `corner_pool`."""
 
     corner = "bottom_right"
 
