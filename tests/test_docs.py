@@ -23,7 +23,9 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT 
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FENCES = re.compile(r"^```(\S*)\n(.*?)^```$", re.M | re.S)
 KINDS = ["reducer", "windows", "block"]
-THEIRS = {"tl_pool", "br_pool", "StripPooling"}  # names in the papers' code, which a page has to give
+THEIRS = {  # names in the papers' code and in torch.nn, which a page has to give
+    "tl_pool", "br_pool", "StripPooling", "FractionalMaxPool2d", "FractionalMaxPool3d",
+}  # fmt: skip
 
 
 def prose(text: str) -> str:
