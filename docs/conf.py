@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import everypool
+from everypool import functional
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -157,12 +158,20 @@ def pages() -> dict[str, str]:
             parts += [f"## Classes\n\nWhat `everypool.pool` takes as its {kind}.", directives(classes[kind])]
         written[f"{folder}.md"] = "\n\n".join([*parts, toctree(entries)])
         tables.append(f"## {title}\n\n{what}\n\n{table(kind)}")
+    written["functional.md"] = functional_page()
     rest.sort(key=lambda name: (name != "pool", name[0].isupper(), name))
     written["pool.md"] = "# pool, create and the records\n\n" + directives(rest)
     intro = "Every operation that is registered, from its record. `everypool.operations()` gives the same at run time."
-    order = toctree(["pool", *(folder for folder, _, _ in KINDS.values())])
+    order = toctree(["pool", "functional", *(folder for folder, _, _ in KINDS.values())])
     written["index.md"] = "\n\n".join(["# Reference", intro, *tables, order])
     return written
+
+
+def functional_page() -> str:
+    """The functions of a fixed number of axes; the others are on the pages of their operations."""
+    names = [name for name in functional.__all__ if not hasattr(everypool, name)]
+    lines = [f".. autofunction:: everypool.functional.{name}\n" for name in names]
+    return "\n".join(["# everypool.functional", f"\n{functional.__doc__}", "```{eval-rst}", *lines, "```", ""])
 
 
 def write_reference(app: Sphinx) -> None:
@@ -191,22 +200,7 @@ def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, li
             lines[i] = "".join(p if p.startswith("`") else re.sub(r"([\\*|]|_\b(?!\w))", r"\\\1", p) for p in pieces)
 
 
-def full_signature(
-    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str, str | None] | None:
-    """A layer takes the settings of its operation as **settings; the page names them."""
-    settle = getattr(item, "settle", None)
-    if what != "class" or settle is None or not signature or "**settings" not in signature:
-        return None
-    taken = [p for p in inspect.signature(item).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    named = {p.name for p in taken}
-    own = [p for p in inspect.signature(settle).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in named]
-    bare = [p.replace(annotation=p.empty) for p in (*taken, *own)]
-    return str(inspect.Signature(bare)), returns
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_reference)
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon
-    app.connect("autodoc-process-signature", full_signature)
     return {"parallel_read_safe": True}

@@ -312,7 +312,7 @@ def test_unpooling(call: Callable[[], Any], error: type[Exception], name: str) -
 
 
 def test_names_suggest_the_nearest() -> None:
-    assert "did you mean 'gem'" in rejected(lambda: everypool.create("gemm", kernel_size=2), ValueError, "reducer")
+    assert "did you mean 'gem'" in rejected(lambda: everypool.create("gemm", kernel_size=2), ValueError, "name")
     assert "did you mean 'logsumexp'" in rejected(reduce("logsumexpp"), ValueError, "reducer")
     assert "did you mean 'same'" in rejected(sliding(2, padding="sane"), ValueError, "padding")
     assert "did you mean 'clamp'" in rejected(reduce(Power(signed="clampp")), ValueError, "signed")

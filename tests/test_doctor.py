@@ -36,6 +36,27 @@ def test_says_which_loops_are_in_use(tmp_path: Path):
     assert {"torch", "loops for avx2", "loops for baseline", "EVERYPOOL_ISA", "everypool[onnx]"} <= set(lines)
 
 
+BARE = """
+import sys
+for name in ("click", "rich", "PIL", "matplotlib", "sklearn", "scipy", "pyarrow"):
+    sys.modules[name] = None
+from everypool.cli import main
+main(["doctor"])
+"""
+
+
+def test_needs_no_extra(tmp_path: Path):
+    assert doctor(tmp_path, BARE).stdout == doctor(tmp_path).stdout
+
+
+def test_other_commands_say_once_that_the_loops_are_missing(tmp_path: Path):
+    listed = HIDDEN.replace('["doctor"]', '["list", "--json"]')
+    done = doctor(tmp_path, listed)
+    said = "everypool: the compiled loops are not installed, so all runs slower; see: everypool doctor\n"
+    assert (done.returncode, done.stderr) == (0, said)
+    assert doctor(tmp_path, listed.replace("_cpu_", "_gpu_")).stderr == ("" if cpu.library() is not None else said)
+
+
 def test_says_what_was_forced(tmp_path: Path):
     done = doctor(tmp_path, EVERYPOOL_IMPL="eager")
     assert "eager: forced by EVERYPOOL_IMPL=eager" in done.stdout

@@ -124,7 +124,7 @@ def test_several_inputs_and_outputs(kind: Any, tmp_path: Path) -> None:
     report = everypool.export(model, tmp_path / "two.onnx", example, dynamic={0, 1}, check=[7, (11,)], opset=20)
     assert report.ok
     assert report.opset == 20
-    assert report.inputs == ("tokens (n, axis1, 6)", "mask (n, axis1)")
+    assert report.inputs == ("tokens (n, c, 6)", "mask (n, c)")
     assert report.outputs == (("logits", "maps_0", "maps_1") if kind is Found else ("logits", "hidden"))
     assert [c.size for c in report.comparisons] == ["7", "11"]
     tokens, mask = torch.randn(3, 4, 6), torch.rand(3, 4)
@@ -148,10 +148,74 @@ def test_what_is_off_is_not_written(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 1, done.stderr
-    assert re.search(r"float32 +12x16 .* OFF$", done.stdout, re.M)
-    assert "not written" in done.stdout
+    assert re.search(r"float32 +12x16 .* OFF, in Off$", done.stdout, re.M)
+    assert "not written, it does not do what the model does; at fault: Off" in done.stdout
     assert target.read_bytes() == b"of an earlier day"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["off.onnx", "off.py"]
+
+
+class Half(nn.Module):
+    """Records something else than it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2 if torch.compiler.is_exporting() else x
+
+
+class Narrow(nn.Module):
+    """Runs at the example's size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2)[..., :192].reshape(-1, 3, 192) if torch.compiler.is_exporting() else x.flatten(2)[..., :5]
+
+
+class Branching(nn.Module):
+    """What it does depends on values, which a graph cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if bool(x.sum() > 0) else x
+
+
+@pytest.mark.parametrize("kind", [Half, Narrow])
+def test_the_layer_at_fault_is_named(kind: type[nn.Module], tmp_path: Path) -> None:
+    """The innermost one, wherever it stands; the report is then false."""
+    model = nn.Sequential(
+        OrderedDict(first=nn.Conv2d(3, 3, 1), block=nn.Sequential(nn.ReLU(), kind(), nn.Identity()), last=nn.ReLU())
+    )
+    report = everypool.export(model, tmp_path / "off.onnx", X)
+    assert not report
+    assert not report.ok
+    assert {c.layer for c in report.comparisons if not c.ok} == {"block.1"}
+    assert "at fault: block.1" in str(report)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"in block\.1: "):
+        everypool.export(nn.Sequential(OrderedDict(block=nn.Sequential(nn.ReLU(), Branching()))), tmp_path / "x.onnx", X)
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.mean((2, 3)) + b.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("made", "example", "dynamic", "names"),
+    [
+        (everypool.MaxPool1d(1), torch.rand(2, 3, 12), None, [["n", 3, "w"], ["n", 3, "w"]]),
+        (everypool.MaxPool1d(1), torch.rand(2, 3, 12), "ncl", [["n", "c", "w"], ["n", "c", "w"]]),
+        (everypool.MaxPool2d(1), torch.rand(2, 3, 12, 12), None, [["n", 3, "h", "w"]] * 2),
+        (everypool.MaxPool2d(1), torch.rand(2, 3, 12, 12), "c", [[2, "c", 12, 12]] * 2),
+        (everypool.MaxPool3d(1), torch.rand(2, 3, 6, 6, 6), "ncdhw", [["n", "c", "d", "h", "w"]] * 2),
+        (everypool.GlobalAvgPool(), torch.rand(2, 3, 6, 7), "nhw", [["n", 3, "h", "w"], ["n", 3]]),
+        (Sum(), (torch.rand(2, 3, 8, 8), torch.rand(2, 3, 5, 5)), "nhw",
+         [["n", 3, "h", "w"], ["n", 3, "h_b", "w_b"], ["n", 3]]),
+    ],
+)  # fmt: skip
+def test_free_axes_have_names(made: nn.Module, example: Any, dynamic: Any, names: list[Any], tmp_path: Path) -> None:
+    check = [(torch.rand(2, 3, 6, 5), torch.rand(2, 3, 9, 8))] if isinstance(example, tuple) else None
+    report = everypool.export(made, tmp_path / "named.onnx", example, dynamic=dynamic, check=check)
+    assert report
+    graph = pytest.importorskip("onnx").load(tmp_path / "named.onnx").graph
+    found = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (*graph.input, *graph.output)]
+    assert found == names
 
 
 class Refusing(nn.Module):

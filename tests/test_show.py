@@ -80,9 +80,19 @@ def size_of(path: Path) -> tuple[int, int]:
         return size
 
 
-@pytest.mark.parametrize("name", list(everypool.operations()))
-def test_every_operation_has_a_scene(name: str):
+NAMES = [(op, name) for op in everypool.operations().values() for name in (op.name, *op.aliases)]
+OWN = set(gallery.drawable())
+
+
+@pytest.mark.parametrize(("operation", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_a_name_is_drawn_as_itself_or_not_at_all(operation: everypool.Operation, name: str):
+    """Never as another operation: the record's own words are on the page."""
+    if operation.name not in OWN:
+        with pytest.raises(ValueError, match=rf"^`OP` must be an operation with a picture of its own, got '{name}', which"):
+            gallery.scene_of(name, PHOTO)
+        return
     scene = gallery.scene_of(name, PHOTO)
+    assert (scene.formula, scene.summary, scene.source) == (operation.formula, operation.summary, operation.source)
     assert len(scene.main) == 3
     for canvas in (*scene.main, *scene.detail):
         assert canvas.layers
@@ -91,6 +101,26 @@ def test_every_operation_has_a_scene(name: str):
             assert layer.place[2] <= canvas.size[0] + 1e-9
             assert layer.place[3] <= canvas.size[1] + 1e-9
     typeset(scene.formula)
+
+
+def test_what_is_named_in_place_of_a_module_has_a_picture():
+    assert len(OWN) == 25
+    assert set(everypool.operations()) - OWN == set(gallery.INSIDE)
+    assert set(gallery.INSIDE.values()) <= OWN
+
+
+def test_pictures_of_modules_are_what_the_modules_give():
+    """With the convolutions as they would be to pass everything on."""
+    scene = gallery.scene_of("yolo_spp", PHOTO)
+    for layer, k in zip(scene.main[1].layers, (1, 5, 9, 13), strict=True):
+        np.testing.assert_array_equal(layer.values, plain(F.max_pool2d(PHOTO, k, 1, k // 2)))
+    scene = gallery.scene_of("pyramid_pooling_module", PHOTO)
+    for layer, n in zip(scene.main[1].layers, (1, 2, 3, 6), strict=True):
+        grid = F.interpolate(F.adaptive_avg_pool2d(PHOTO, n), PHOTO.shape[2:], mode="bilinear", align_corners=True)
+        np.testing.assert_allclose(layer.values, plain(grid), rtol=1e-5)
+    scene = gallery.scene_of("lenet_subsampling", PHOTO)
+    expected = 1.7159 * torch.tanh(2 / 3 * (0.05 * 4 * F.avg_pool2d(PHOTO, 2) - 1))
+    np.testing.assert_allclose(scene.main[1].layers[0].values, plain(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_show_writes_a_slide(tmp_path: Path):
@@ -118,6 +148,8 @@ def test_show_refuses(tmp_path: Path):
     refused(command("show", "max", "--all", folder=tmp_path), "OP")
     refused(command("show", "sofft", folder=tmp_path), "did you mean 'soft'?")
     refused(command("show", "gem:q=3", folder=tmp_path), "gem")
+    refused(command("show", "corner_module", folder=tmp_path), "`OP` must be", "everypool show corner` draws")
+    refused(command("show", "global_average_head", folder=tmp_path), "which has none")
     refused(command("show", "strip:p=3", folder=tmp_path), "OP", "reducer")
     refused(command("show", "max", "--kernel", "0", folder=tmp_path), "--kernel")
     refused(command("show", "max", "--kernel", "1000", folder=tmp_path), "kernel", "at most")

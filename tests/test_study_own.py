@@ -65,6 +65,94 @@ def test_a_folder_of_class_folders(photos: Path) -> None:
     assert load(photos, size=7).inputs.shape == (6, 1, 7, 7)
 
 
+HIDDEN = [
+    ".ipynb_checkpoints/0-checkpoint.png", "deep/.ipynb_checkpoints/0.png", ".git/objects/0.png", "deep/.cache/far/down/0.png",
+    "__MACOSX/0.png", "deep/__MACOSX/._0.png", "._0.png", "deep/.0.png", ".thumbnails/.0.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_hidden_is_no_sample(photos: Path, name: str) -> None:
+    """At any depth of a class; not what lies beneath a hidden folder that the user names."""
+    before = load(photos)
+    for kind in ("cat", "dog"):
+        picture(photos / kind / name, 120)
+    if not name.startswith("deep"):  # which would be a class
+        picture(photos / name, 120)
+    got = load(photos)
+    assert (got.labels.tolist(), got.skipped, got.fingerprint) == (before.labels.tolist(), (), before.fingerprint)
+    assert torch.equal(got.inputs, before.inputs)
+    secret = photos.rename(photos.parent / ".photos")
+    assert torch.equal(load(secret).inputs, before.inputs)
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_file_by_several_names_counts_once(photos: Path, link: str) -> None:
+    """So train and test never share one, whatever the seed."""
+    for where in ("cat/again.png", "dog/of_a_cat.png"):
+        getattr(photos / where, link)(photos / "cat" / "deep" / "0.png")
+    got = load(photos)
+    assert got.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert got.skipped == (
+        ("cat/deep/0.png", "the same file as cat/again.png"),
+        ("dog/of_a_cat.png", "the same file as cat/again.png"),
+    )
+    for seed in range(5):
+        train, test = own.stratified(got.labels, torch.Generator().manual_seed(seed), got)
+        assert sorted([*train.tolist(), *test.tolist()]) == list(range(6))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_of_hidden_files_are_no_samples(tmp_path: Path, name: str, known: bool) -> None:
+    arrow, table = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    Image.new("L", (5, 5), 90).save(buffer, "PNG")
+    names = ["a/0.png", f"a/{name}", "b/0.png", f"b/{name}" if known else "/home/me/.cache/b/1.png", "./b/2.png", None]
+    rows = [{"bytes": buffer.getvalue(), "path": path} for path in names]
+    table.write_table(arrow.table({"image": rows, "label": ["a", "a", "b", "b", "b", "a"]}), tmp_path / "t.parquet")
+    got = load(tmp_path / "t.parquet")
+    assert (got.labels.tolist(), got.skipped) == ([0, 1, 1, 0] if known else [0, 1, 1, 1, 0], ())
+
+
+@pytest.mark.parametrize("column", ["values", "image"])
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (["b", "a", "b", "a"], ("a", "b"), [1, 0, 1, 0]),
+        (["a", "a\0", "a", "a\0"], ("a", "a\0"), [0, 1, 0, 1]),
+        ([b"a", b"a\0", b"a", b"a\0"], ("a", "a\0"), [0, 1, 0, 1]),
+        ([2**63 + 1, 2**63 + 2, 2**63 + 1, 2**63 + 2], (str(2**63 + 1), str(2**63 + 2)), [0, 1, 0, 1]),
+        ([10, 9, 10, 9], ("9", "10"), [1, 0, 1, 0]),
+        ([True, False, True, False], ("False", "True"), [1, 0, 1, 0]),
+        ([-1.0, 3.0, -1.0, 3.0], ("-1", "3"), [0, 1, 0, 1]),
+    ],
+    ids=["texts", "texts with a zero", "bytes with a zero", "large", "numbers", "truth", "whole floats"],
+)
+def test_labels_of_a_table(
+    tmp_path: Path, column: str, labels: list[object], classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    arrow, table = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    Image.new("L", (5, 5), 90).save(buffer, "PNG")
+    cells = [[0.5, 1.0]] * 4 if column == "values" else [buffer.getvalue()] * 4
+    column_of = arrow.array(labels, arrow.uint64() if labels[0] == 2**63 + 1 else None)
+    for each in (column_of, column_of.dictionary_encode()):
+        table.write_table(arrow.table({"label": each, column: cells}), tmp_path / "t.parquet")
+        got = load(tmp_path / "t.parquet")
+        assert (got.classes, got.labels.tolist()) == (classes, numbers)
+
+
+def test_floats_that_are_no_labels(tmp_path: Path) -> None:
+    arrow, table = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for wrong in (1e300, 2.0**60, float("nan"), float("inf"), 0.5):
+        table.write_table(arrow.table({"label": [1.0, wrong], "values": [[0.5], [1.0]]}), tmp_path / "t.parquet")
+        with pytest.raises(
+            ValueError, match="`data` must be labelled by an integer or a string per sample, got labels that are"
+        ):
+            load(tmp_path / "t.parquet")
+
+
 def test_one_coloured_image_makes_all_have_three_channels(photos: Path) -> None:
     picture(photos / "cat" / "red.jpg", 255, mode="RGB", quality=100)
     got = load(photos)

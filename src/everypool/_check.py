@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from everypool.backends.context import fixed_shape
 
 __all__ = [
     "InvalidValue",
+    "arguments",
+    "axes",
     "batched",
     "boolean",
     "choice",
@@ -24,6 +27,7 @@ __all__ = [
     "number",
     "positive_int",
     "tensor",
+    "unknown_argument",
     "wrong_type",
 ]
 
@@ -81,6 +85,17 @@ def one_int(name: str, value: Any, minimum: int) -> int:
     return plain(value)
 
 
+def axes(nd: Any) -> int | None:
+    """A number of spatial axes, or None."""
+    if nd is None or (type(nd) is int and 0 < nd < 4):
+        return nd
+    if not is_int(nd):
+        raise wrong_type("nd", "None or an int from 1 to 3", nd)
+    if not 0 < nd < 4:
+        raise invalid("nd", "None or an int from 1 to 3", nd)
+    return int(nd)
+
+
 def positive_int(name: str, value: Any) -> int:
     """An int of at least one."""
     return one_int(name, value, 1)
@@ -136,7 +151,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def nearest(value: object, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), list(options), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -147,6 +162,40 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
         got = Shown(shown(value) + nearest(value, options))
         raise invalid(name, rule, got) if isinstance(value, str) else wrong_type(name, rule, got)
     return value
+
+
+def arguments(owner: str, signature: Signature, given: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raise, in words that name what was called, where arguments do not fit its signature."""
+    try:
+        signature.bind(*given, **named)
+        return
+    except TypeError:
+        pass
+    takes = {p.name: p for p in signature.parameters.values()}
+    variable = {p.kind for p in takes.values()} & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
+    options = [name for name, p in takes.items() if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+    if Parameter.VAR_KEYWORD not in variable:
+        for name in named:
+            if name not in options:
+                error = unknown_argument(name, owner, options, named[name])
+                raise TypeError(str(error))
+    by_place = [p.name for p in takes.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(given) > len(by_place) and Parameter.VAR_POSITIONAL not in variable:
+        rule = f"at most {len(by_place)} without a name for {owner} ({', '.join(by_place) or 'none'})"
+        raise wrong_type("arguments", rule, Shown(str(len(given))))
+    filled = by_place[: len(given)]
+    for name in filled:
+        if name in named:
+            raise wrong_type(name, f"given once to {owner}", Shown("two values"))
+    missing = [name for name in options if takes[name].default is Parameter.empty and name not in (*filled, *named)]
+    more = f", and so must {' and '.join(f'`{name}`' for name in missing[1:])}" if missing[1:] else ""
+    raise wrong_type(missing[0], f"given to {owner}{more}", Shown("nothing"))
+
+
+def unknown_argument(name: str, owner: str, options: Sequence[str], value: object) -> InvalidValue:
+    """The error for an argument that `owner` does not have; the nearest that it has is suggested."""
+    rule = f"an argument of {owner}: {', '.join(options)}" if options else f"left out, since {owner} takes no arguments"
+    return invalid(name, rule, Shown(shown(value) + nearest(name, options)))
 
 
 def tensor(name: str, value: Any, shape: str, dims: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.overrides import (
 )
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Module", "call_override", "handle_overrides", "has_override"]
+__all__ = ["call_override", "handle_overrides", "has_override", "record_as_leaf"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,16 +46,9 @@ def call_override(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     return handle_torch_function(function, tree_leaves((args, kwargs)), *args, **kwargs)
 
 
-class Module(nn.Module):
-    """A module that torch.fx records as one call, as it does torch.nn's."""
+def record_as_leaf(forward: Function) -> Function:
+    """Make a module's `forward` one call for torch.fx, as that of a module of torch.nn is."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
-            cls.forward = _record_as_leaf(cls.__dict__["forward"])
-
-
-def _record_as_leaf(forward: Function) -> Function:
     @functools.wraps(forward)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not has_torch_function_unary(args[0]):

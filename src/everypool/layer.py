@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from everypool._overrides import Module
+from everypool.module import PoolingModule
 from everypool.pool import Reducer, Windows, apply
 
 __all__ = ["Layer", "Made", "WindowLayer"]
@@ -16,12 +16,16 @@ __all__ = ["Layer", "Made", "WindowLayer"]
 Made = tuple[Callable[..., Any], tuple[Any, ...]]  # a reducer or windows: what makes it, and of what
 
 
-class Layer(Module):
+class Layer(PoolingModule):
     """A pooling as a module."""
 
     nd: ClassVar[int | None] = None
 
     settle: Callable[..., None]  # takes the operation's own keyword arguments
+
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any] | None:
+        return getattr(cls, "settle", None)
 
     def settings(self) -> str:
         """The operation's own settings, for repr."""

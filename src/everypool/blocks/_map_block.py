@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.backends.context import can_compare_sizes, fixed_shape, is_tracing
+from everypool.module import PoolingModule
 from everypool.pool import checked_sizes, finished
 
 __all__ = ["MapBlock", "conv_norm", "features", "of_channels", "refused"]
@@ -41,7 +41,7 @@ def conv_norm(inputs: int, outputs: int, kernel_size: Any, *, act: bool = True) 
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU()] if act else []))
 
 
-class MapBlock(Module):
+class MapBlock(PoolingModule):
     """A module from (N, `channels`, H, W) to (N, ..., H, W); subclasses write `compute`."""
 
     channels: int

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool._overrides import Module
+from everypool.module import PoolingModule
 from everypool.pool import finished, prepared
 from everypool.windows import Sliding
 
 __all__ = ["SlidingBlock", "SpatialBlock", "wide"]
 
 
-class SpatialBlock(Module):
+class SpatialBlock(PoolingModule):
     """A module over (N, C, *spatial), or (C, *spatial), with `nd` spatial axes; subclasses write `compute`."""
 
     nd: ClassVar[int]

@@ -340,6 +340,7 @@ register(
         formula="y[i] = sum(w[t] x[s i + t])",
         source="Zhang 2019",
         names=("BlurPool1d", "BlurPool2d", "BlurPool3d"),
+        aliases=("blur",),
         sample=lambda: (BlurPool2d(), (torch.randn(2, 8, 6, 5),)),
     )
 )

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import features, refused
+from everypool.module import PoolingModule
 from everypool.pool import Operation, Reducer, apply, checked_mask, checked_sizes, parse, register
 from everypool.reducers import GlobalGeMPool, Mean
 from everypool.windows import Global
@@ -33,7 +33,7 @@ def fully_connected(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequ
     return nn.Sequential(*layers[:-1])
 
 
-class GlobalAverageHead(Module):
+class GlobalAverageHead(PoolingModule):
     """Network in Network's head: one map per class, each averaged to its score, in place of fully connected layers.
 
     y_k = mean over places of relu(W_k x + b_k); without ReLU the same as W_k mean(x) + b_k, which is then what is computed.
@@ -100,7 +100,7 @@ class GlobalAverageHead(Module):
         return f"act_before_pool={self.act_before_pool}, reducer={self.reducer}"
 
 
-class FullyConnectedHead(Module):
+class FullyConnectedHead(PoolingModule):
     """The head that global average pooling replaces: the map laid out as one vector, then fully connected layers.
 
     y = W flatten(x) + b, with a hidden layer and ReLU for each entry of `hidden`.
@@ -143,7 +143,7 @@ class FullyConnectedHead(Module):
         return result
 
 
-class GeMHead(Module):
+class GeMHead(PoolingModule):
     """Retrieval descriptor: GeM over the map, L2 norm, and whitening if asked for.
 
     y = norm(gem(x)), or norm(W norm(gem(x)) + b); norm(v) = v / (|v| + 1e-6).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -11,20 +12,20 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool._load import reshape_entries
-from everypool._overrides import Module
 from everypool.backends.context import can_compare_sizes
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
 from everypool.blocks._spatial import SlidingBlock, wide
-from everypool.factory import create
-from everypool.pool import Operation, apply, finished, register
+from everypool.factory import create, find_named
+from everypool.module import PoolingModule, describe_setting
+from everypool.pool import Operation, apply, finished, register, split_settings
 from everypool.reducers import Max, Mean
 from everypool.reducers._layer import checked_setting, parameter, per_channel
 
 __all__ = ["GatedPool1d", "GatedPool2d", "GatedPool3d", "MixedPool"]
 
 
-class MixedPool(Module):
+class MixedPool(PoolingModule):
     """Two poolings in a proportion that is learned.
 
     y = first(x) + alpha * (second(x) - first(x)); alpha is not bounded. With alpha = 0 the result is the first one bit for
@@ -110,9 +111,7 @@ class MixedPool(Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        learned = isinstance(self.alpha, nn.Parameter)
-        shown = self.alpha if not isinstance(self.alpha, Tensor) else f"{self.alpha.numel()} numbers"
-        return f"alpha={shown}, channels={self.channels}, learnable={learned}"
+        return f"alpha={describe_setting(self.alpha)}"
 
 
 def pooling(name: str, given: Any, nd: int, windows: dict[str, Any]) -> nn.Module:
@@ -120,7 +119,11 @@ def pooling(name: str, given: Any, nd: int, windows: dict[str, Any]) -> nn.Modul
     if isinstance(given, nn.Module):
         return given
     if not isinstance(given, str):
-        raise check.wrong_type(name, "a module or the name of a reducer", given)
+        raise check.wrong_type(name, "a module or the name of a pooling", given)
+    try:
+        find_named(split_settings(name, given)[0])
+    except check.InvalidValue as error:
+        raise check.invalid(name, "a module or the name of a pooling", check.Shown(f"{given!r}: {error}")) from error
     return create(given, nd=nd, **windows)
 
 
@@ -148,7 +151,10 @@ class _GatedPool(SlidingBlock):
         if isinstance(padding, str):
             raise check.wrong_type("padding", "an int, one per axis, or (left, right) pairs", padding)
         self.place(kernel_size, stride, padding, dilation, ceil_mode)
-        self.weight = nn.Parameter(torch.zeros(1, 1, *self.windows.checked(self.nd)[0]))
+        window = self.windows.checked(self.nd)[0]
+        if math.prod(window) > check.LARGEST:
+            raise check.invalid("kernel_size", "of at most 2**40 elements in all", kernel_size)
+        self.weight = nn.Parameter(torch.zeros(1, 1, *window))
 
     def reset_parameters(self) -> None:
         """Zeros: half of each, from which the gate learns at once."""

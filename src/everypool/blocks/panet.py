@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.blocks._map_block import features
+from everypool.module import PoolingModule
 from everypool.pool import Operation, register
 from everypool.windows import multi_level_roi_pool
 from everypool.windows.levels import FUSIONS
@@ -21,7 +21,7 @@ __all__ = ["PANetBoxHead", "PANetConvBoxHead", "PANetMaskHead"]
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 
-class _FusedHead(Module):
+class _FusedHead(PoolingModule):
     """Adaptive feature pooling before a head: `first` per level, fused, then `rest`."""
 
     def __init__(self, channels: int, resolution: int, scales: Sequence[float], fuse: str, sampling_ratio: int) -> None:
@@ -35,6 +35,11 @@ class _FusedHead(Module):
         if not check.is_int(sampling_ratio):
             raise check.wrong_type("sampling_ratio", "an int", sampling_ratio)
         self.sampling_ratio = sampling_ratio
+
+    def reset_parameters(self) -> None:
+        """The published initial values."""
+        super().reset_parameters()
+        self.apply(_filled)
 
     def first(self, level: int, pooled: Tensor) -> Tensor:
         raise NotImplementedError

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.blocks._map_block import MapBlock, conv_norm, features
 from everypool.blocks.heads import fully_connected
+from everypool.module import PoolingModule
 from everypool.pool import Operation, register
 from everypool.reducers import adaptive_avg_pool, max_pool
 from everypool.windows import SpatialPyramidPool
@@ -22,7 +22,7 @@ from everypool.windows import SpatialPyramidPool
 __all__ = ["SPPF", "YOLOSPP", "PyramidPoolingModule", "SpatialPyramidHead"]
 
 
-class SpatialPyramidHead(Module):
+class SpatialPyramidHead(PoolingModule):
     """SPP-net's head: a map of any size becomes a vector of fixed length, which fully connected layers classify.
 
     y = W [reducer over every bin of every level] + b, with a hidden layer and ReLU for each entry of `hidden`.

@@ -93,9 +93,12 @@ class MixedPoolingModule(MapBlock):
         self.conv2_5 = conv_norm(inner, inner, 3)
         self.conv2_6 = conv_norm(inner, inner, 3)
         self.conv3 = conv_norm(2 * inner, channels, 1, act=False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.apply(_filled)
+
+    def reset_parameters(self) -> None:
+        """The published initial values."""
+        super().reset_parameters()
+        self.apply(_filled)
 
     def places(self, height: int, width: int) -> int:
         return min(height, width, *(bins**2 for bins in self.pool_size))
@@ -111,6 +114,12 @@ class MixedPoolingModule(MapBlock):
         far = self.conv2_3(columns) + self.conv2_4(rows)
         both = torch.cat([self.conv2_5(torch.relu(near)), self.conv2_6(torch.relu(far))], dim=1)
         return torch.relu(input + self.conv3(both))
+
+
+def _filled(module: nn.Module) -> None:
+    """He's initial values for convolutions."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 register(

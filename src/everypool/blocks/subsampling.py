@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.blocks._map_block import of_channels
+from everypool.module import PoolingModule
 from everypool.pool import Operation, apply, register
 from everypool.reducers import Mean
 from everypool.windows import Sliding
@@ -18,7 +18,7 @@ from everypool.windows import Sliding
 __all__ = ["LeNetSubsampling"]
 
 
-class LeNetSubsampling(Module):
+class LeNetSubsampling(PoolingModule):
     """LeNet-5's trainable subsampling.
 
     y = f(weight * sum(x) + bias), one weight and one bias per map, f(a) = 1.7159 tanh(2 a / 3).

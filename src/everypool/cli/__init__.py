@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 
+from everypool.backends import cpu
+from everypool.cli.diagnosis import print_findings
+from everypool.cli.extras import install_command
+
 __all__ = ["main"]
 
-INSTALL = "pip install 'everypool[cli]'"
 BAD, INTERRUPTED = 2, 130
 
 
@@ -30,16 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None) -> int:
     """The exit code; errors of the user become one line on standard error, all others pass."""
+    asked = sys.argv[1:] if arguments is None else [*arguments]
+    if asked[:1] == ["doctor"] and importlib.util.find_spec("click") is None:  # it says what is missing, click too
+        return print_findings()
+    if cpu.library() is None and asked[:1] != ["doctor"]:
+        print("everypool: the compiled loops are not installed, so all runs slower; see: everypool doctor", file=sys.stderr)
     try:
         import click
 
         from everypool.cli.group import group
 
-        result = group.main(None if arguments is None else [*arguments], prog_name="everypool", standalone_mode=False)
+        result = group.main(asked, prog_name="everypool", standalone_mode=False)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "everypool":
             raise
-        return complain(f"{error.name!r} is not installed; install what the command line needs with: {INSTALL}")
+        return complain(f"{error.name!r} is not installed; install it with: {install_command(error.name)}")
     except click.exceptions.Abort:
         return INTERRUPTED
     except click.ClickException as error:

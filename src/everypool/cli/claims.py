@@ -13,7 +13,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from everypool import _check as check
-from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
+from everypool.cli.extras import install_command
+from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, run_studies, writable
 from everypool.study.checks import CHECKS, CLAIMS, UNTESTED
 from everypool.study.claims import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Check, Verdict, judge
 from everypool.study.engine import Deadline
@@ -89,6 +90,10 @@ def command(
         run_studies(list(studies.values()), place, store, deadline, console, shown)
         if stop():
             print("interrupted: reporting what is finished", file=sys.stderr)
+        failures = [failure for study in studies.values() for failure in study.failures]
+        if studies and not failures and not any(study.finished for study in studies.values()) and not stop():
+            print(f"everypool claims: {NOTHING}", file=sys.stderr)
+            return 1
         verdicts = judge(checks, studies)
         verdicts = [with_reason(v, absent) for v in verdicts]
         page = report.Page([s for s in studies.values() if s.finished], [], store.command, verdicts, UNTESTED)
@@ -96,7 +101,6 @@ def command(
         report.write(output, report.render(page))
         if markdown is not None:
             report.write(markdown, export.markdown(page))
-        failures = [failure for study in studies.values() for failure in study.failures]
         if as_json:
             print(json.dumps({"verdicts": [record(v) for v in verdicts], "untested": UNTESTED}, allow_nan=False, indent=1))
         else:
@@ -135,7 +139,7 @@ def with_reason(verdict: Verdict, absent: dict[str, list[str]]) -> Verdict:
     lacking = absent.get(verdict.check.experiment)
     if not lacking:
         return verdict
-    return Verdict(verdict.check, None, NOT_TESTED, f"{', '.join(lacking)} is not installed: pip install 'everypool[data]'")
+    return Verdict(verdict.check, None, NOT_TESTED, f"{', '.join(lacking)} is not installed: {install_command(lacking[0])}")
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict], studies: dict[str, Study]) -> None:

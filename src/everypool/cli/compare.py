@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from everypool import _check as check
-from everypool.cli.running import Stop, command_line, cores, duration, run_studies, writable
+from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, run_studies, writable
 from everypool.study.engine import Deadline
 from everypool.study.executors import Executor
 from everypool.study.executors import executor as executor_of
@@ -52,7 +52,7 @@ def split_pools(text: str) -> list[str]:
 
 
 def chosen_variants(experiment: Experiment, text: str | None) -> tuple[str, ...]:
-    """What is compared: variants of the experiment, or reducers where it takes any."""
+    """What is compared: variants of the experiment, or operations where it takes any."""
     if text is None:
         if experiment.name == OWN:
             return tuple(split_pools(OWN_POOLS))
@@ -66,7 +66,10 @@ def chosen_variants(experiment: Experiment, text: str | None) -> tuple[str, ...]
         try:
             if not experiment.nd:
                 check.choice("--pool", pool, list(experiment.variants))
-            checked_pool(pool, experiment.nd)
+            if experiment.check_variant is not None:
+                experiment.check_variant(pool)
+            else:
+                checked_pool(pool, experiment.nd)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             rule, _, got = str(error).partition(" must be ")
             text = f"in {pool!r}, {rule} must be {got}" if got else f"{pool!r}: {error}"
@@ -216,11 +219,14 @@ def carry_out(
     if stop():
         print("interrupted: reporting what is finished", file=sys.stderr)
     short = study.finished < study.planned or (cost is not None and cost.finished < cost.planned)
-    if study.finished or not output.exists():  # an earlier report is worth more than one of nothing
+    if study.finished:  # an earlier report is worth more than one of nothing
         page = report.Page([study], [cost] if cost is not None else [], store.command)
         page.interrupted = "it was interrupted" if stop() else "the budget was used up" if short and deadline.passed else ""
         report.write(output, report.render(page))
-    print_study(study, cost, output, as_json)
+    print_study(study, cost, output if study.finished else None, as_json)
+    if not study.finished and not study.failures and not stop():
+        print(f"everypool compare: {NOTHING}", file=sys.stderr)
+        return 1
     for trial, message in study.failures + (cost.failures if cost is not None else []):
         print(f"everypool compare: {trial.variant}, seed {trial.seed}, failed: {message.strip()}", file=sys.stderr)
     return 130 if stop() else 1 if study.failures else 0
@@ -257,7 +263,7 @@ def shown(spread: Interval) -> str:
     return f"{spread.mean:.1f}" if spread.count == 1 else f"{spread.mean:.1f} ± {spread.half:.1f}"
 
 
-def print_study(study: Study, cost: Study | None, output: Path, as_json: bool) -> None:
+def print_study(study: Study, cost: Study | None, output: Path | None, as_json: bool) -> None:
     if as_json:
         record = {**study.record(), "costs": None if cost is None else cost.record()}
         print(json.dumps(record, allow_nan=False, indent=1))
@@ -269,4 +275,5 @@ def print_study(study: Study, cost: Study | None, output: Path, as_json: bool) -
     for variant in study.diverged():
         console.print(f"{variant} did not learn in every trial: its loss was not finite.", highlight=False, markup=False)
     console.print(study.conclusion(), highlight=False, markup=False)
-    console.print(f"Report: {output}", highlight=False, markup=False)
+    if output is not None:
+        console.print(f"Report: {output}", highlight=False, markup=False)

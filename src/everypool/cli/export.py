@@ -90,8 +90,9 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 def made(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The model that is named, on the processor."""
     nd = len(shape) - 2
-    if spec.partition(":")[0] in operations():
-        return create(spec, nd=nd, kernel_size=2)
+    operation = operations().get(spec.partition(":")[0])
+    if operation is not None:
+        return create(spec, nd=nd, **{"kernel_size": 2} if operation.kind == "reducer" else {})
     try:
         return builder(spec)(classes, shape[1], nd, shape[2:])
     except RuntimeError as error:  # of the user's code

@@ -23,8 +23,9 @@ from everypool.study.store import Store
 from everypool.study.summary import Study
 from everypool.study.trial import Trial
 
-__all__ = ["Stop", "command_line", "cores", "duration", "run_studies", "writable"]
+__all__ = ["NOTHING", "Stop", "command_line", "cores", "duration", "run_studies", "writable"]
 
+NOTHING = "the budget was too short for a single trial; no report is written"
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,17 @@ from everypool.backends.recipe import Recipe
 from everypool.backends.work import Taps, Work, measured
 from everypool.pool.folding import Reduced, run
 
-__all__ = ["Operation", "Reducer", "Windows", "find_operation", "operations", "parse", "parse_settings", "register"]
+__all__ = [
+    "Operation",
+    "Reducer",
+    "Windows",
+    "find_operation",
+    "operations",
+    "parse",
+    "parse_settings",
+    "register",
+    "split_settings",
+]
 
 LONGEST = 1 << 20  # of an axis whose tables are made only to count windows: without values that takes torch longer
 
@@ -179,22 +190,30 @@ def parse(spec: str | Reducer) -> Reducer:
     try:
         return operation.reducer(**settings)
     except TypeError as error:
-        if "argument" not in str(error):
+        options = inspect.signature(operation.reducer).parameters
+        if set(settings) <= set(options):
             raise
-        raise check.invalid("reducer", f"settings that {operation.name!r} takes", spec) from error
+        rule = f"{operation.name!r} with settings of {', '.join(options) or 'no kind'}"
+        unknown = next(name for name in settings if name not in options)
+        raise check.invalid("reducer", rule, check.Shown(repr(spec) + check.nearest(unknown, options))) from error
 
 
 def parse_settings(spec: str) -> tuple[Operation, dict[str, Any]]:
     """The reducer operation and the settings in text such as "gem:p=4,eps=1e-3"."""
+    operation = find_operation(spec.partition(":")[0], "reducer")
+    return operation, split_settings("reducer", spec)[1]
+
+
+def split_settings(parameter: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the settings in text such as "gem:p=4,eps=1e-3"; `parameter` is what gave the text."""
     name, _, rest = spec.partition(":")
-    operation = find_operation(name, "reducer")
     settings: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, text = item.partition("=")
         if not equals:
-            raise check.invalid("reducer", "NAME or NAME:SETTING=VALUE,...", spec)
+            raise check.invalid(parameter, "NAME or NAME:SETTING=VALUE,...", spec)
         settings[key.strip()] = _value(text.strip())
-    return operation, settings
+    return name.lower().strip(), settings
 
 
 def _value(text: str) -> Any:

@@ -14,6 +14,7 @@ from everypool import _check as check
 from everypool._load import reshape_entries
 from everypool.backends.context import can_read_values, fixed_shape
 from everypool.layer import Layer, Made, WindowLayer
+from everypool.module import PoolingModule, keep_start
 from everypool.pool import Reducer, Windows, call
 from everypool.windows.bins import Adaptive, Global
 from everypool.windows.sliding import Sliding
@@ -114,7 +115,7 @@ class GlobalLayer(ReducerLayer):
         return ", ".join(filter(None, (f"keepdim={self.keepdim}", self.settings())))
 
 
-def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channels: int | None) -> None:
+def parameter(module: PoolingModule, name: str, value: Any, learnable: bool, channels: int | None) -> None:
     """Keep a setting as a float, or as a parameter of one element or one per channel."""
     check.boolean("learnable", learnable)
     if channels is not None:
@@ -129,6 +130,7 @@ def parameter(module: nn.Module, name: str, value: Any, learnable: bool, channel
         start = start.reshape(1).repeat(channels)
     if any_of(start, lambda v: ~v.isfinite()):  # beyond the type that parameters have
         raise check.invalid(name, f"finite as {start.dtype}".replace("torch.", ""), value)
+    keep_start(module, name, value)
     if learnable:
         setattr(module, name, nn.Parameter(start))
     else:

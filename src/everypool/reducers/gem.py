@@ -9,6 +9,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool._overrides import handle_overrides
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting, parameter
 from everypool.reducers.power import SIGNED, Power, reference
@@ -40,6 +41,7 @@ def gem_pool(
     p: Any = 3.0,
     eps: float = 1e-6,
     signed: str = "clamp",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -48,7 +50,8 @@ def gem_pool(
     y = (mean(max(x, eps)^p))^(1/p), over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -58,6 +61,8 @@ def gem_pool(
         p: exponent, a number or a tensor of 1 or C elements; 1 is the average, inf the maximum.
         eps: least value, with signed="clamp".
         signed: "clamp", "abs", "shift" or "odd": what becomes of negative values, see `Power`.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -74,7 +79,7 @@ def gem_pool(
     tensor([[[1.6510, 2.0000]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Power, (p, "mean", signed, eps), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Power, (p, "mean", signed, eps), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -85,6 +90,7 @@ def adaptive_gem_pool(
     p: Any = 3.0,
     eps: float = 1e-6,
     signed: str = "clamp",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -93,7 +99,7 @@ def adaptive_gem_pool(
     >>> adaptive_gem_pool(torch.tensor([[[1.0, 2.0]]]), 1)
     tensor([[[1.6510]]])
     """
-    return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Power, (p, "mean", signed, eps), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -128,7 +134,7 @@ class _GeM(Layer):
         eps: float = 1e-6,
         signed: str = "clamp",
     ) -> None:
-        checked_setting("p", p, infinite=not learnable and channels is None)
+        checked_setting("p", p, infinite=not check.boolean("learnable", learnable) and channels is None)
         parameter(self, "p", p, learnable, channels)
         self.eps = check.number("eps", eps, "a positive finite number", above=0, finite=True)
         self.signed = check.choice("signed", signed, SIGNED)
@@ -137,8 +143,7 @@ class _GeM(Layer):
         return Power, (self.p, "mean", self.signed, self.eps)
 
     def settings(self) -> str:
-        text = tuple(self.p.shape) if isinstance(self.p, Tensor) else self.p
-        return f"p={text}, eps={self.eps}, signed={self.signed!r}"
+        return f"p={describe_setting(self.p)}, eps={self.eps}, signed={self.signed!r}"
 
 
 class GeMPool1d(_GeM, SlidingLayer):

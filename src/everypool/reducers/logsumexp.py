@@ -16,6 +16,7 @@ from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
@@ -138,6 +139,7 @@ def logsumexp_pool(
     *,
     r: Any = 1.0,
     norm: str = "mean",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -146,7 +148,8 @@ def logsumexp_pool(
     y = log(mean(exp(r * x))) / r, over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -155,6 +158,8 @@ def logsumexp_pool(
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         r: sharpness, a number or a tensor of 1 or C elements.
         norm: "mean" or "sum" of the exponentials.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -171,19 +176,26 @@ def logsumexp_pool(
     tensor([[[0.0000, 2.4338]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, LogSumExp, (r, norm), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, LogSumExp, (r, norm), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
 def adaptive_logsumexp_pool(
-    input: Any, output_size: Any, *, r: Any = 1.0, norm: str = "mean", mask: Tensor | None = None, sizes: Any = None
+    input: Any,
+    output_size: Any,
+    *,
+    r: Any = 1.0,
+    norm: str = "mean",
+    nd: int | None = None,
+    mask: Tensor | None = None,
+    sizes: Any = None,
 ) -> Any:
     """Smooth maximum of each of a fixed number of bins; see `logsumexp_pool` and `Adaptive`.
 
     >>> adaptive_logsumexp_pool(torch.tensor([[[1.0, 3.0]]]), 1)
     tensor([[[2.4338]]])
     """
-    return call(input, LogSumExp, (r, norm), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, LogSumExp, (r, norm), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -210,7 +222,7 @@ class _LogSumExp(Layer):
         return LogSumExp, (self.r, self.norm)
 
     def settings(self) -> str:
-        return f"r={tuple(self.r.shape) if isinstance(self.r, Tensor) else self.r}, norm={self.norm!r}"
+        return f"r={describe_setting(self.r)}, norm={self.norm!r}"
 
 
 class LogSumExpPool1d(_LogSumExp, SlidingLayer):

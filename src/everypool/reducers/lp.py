@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool._overrides import handle_overrides
 from everypool.layer import Made
+from everypool.module import describe_setting, keep_start
 from everypool.pool import Operation, call, register
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, Layer, SlidingLayer, checked_setting
 from everypool.reducers.power import NORMS, Power, reference
@@ -28,6 +29,12 @@ __all__ = [
 ]
 
 
+class PNorm(Power):
+    """The p-norm under torch.nn's words, in which the exponent is `norm_type`."""
+
+    exponent: ClassVar[str] = "norm_type"
+
+
 @handle_overrides
 def lp_pool(
     input: Any,
@@ -39,6 +46,7 @@ def lp_pool(
     padding: Any = 0,
     dilation: Any = 1,
     norm: str = "sum",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -51,7 +59,8 @@ def lp_pool(
 
     Args:
         norm_type: p, a number other than 0, or inf; or a tensor of 1 or C elements.
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -59,6 +68,8 @@ def lp_pool(
         dilation: distance in elements between window elements.
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         norm: "sum", or "mean" for the power mean.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -75,19 +86,26 @@ def lp_pool(
     tensor([[[5.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Power, (norm_type, norm, "abs"), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
 def adaptive_lp_pool(
-    input: Any, norm_type: Any, output_size: Any, *, norm: str = "sum", mask: Tensor | None = None, sizes: Any = None
+    input: Any,
+    norm_type: Any,
+    output_size: Any,
+    *,
+    norm: str = "sum",
+    nd: int | None = None,
+    mask: Tensor | None = None,
+    sizes: Any = None,
 ) -> Any:
     """p-norm of each of a fixed number of bins; see `lp_pool` and `Adaptive`.
 
     >>> adaptive_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2, 1)
     tensor([[[5.]]])
     """
-    return call(input, Power, (norm_type, norm, "abs"), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, PNorm, (norm_type, norm, "abs"), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -99,7 +117,7 @@ def global_lp_pool(
     >>> global_lp_pool(torch.tensor([[[3.0, -4.0]]]), 2)
     tensor([[5.]])
     """
-    result = call(input, Power, (norm_type, norm, "abs"), Global, (keepdim,), mask=mask, sizes=sizes)
+    result = call(input, PNorm, (norm_type, norm, "abs"), Global, (keepdim,), mask=mask, sizes=sizes)
     return result
 
 
@@ -109,13 +127,15 @@ class _LP(Layer):
     def settle(self, *, norm_type: Any = 2.0, norm: str = "sum") -> None:
         checked_setting("norm_type", norm_type, infinite=True)
         self.norm_type = norm_type
+        if isinstance(norm_type, nn.Parameter):
+            keep_start(self, "norm_type", norm_type)
         self.norm = check.choice("norm", norm, NORMS)
 
     def reduced(self) -> Made:
-        return Power, (self.norm_type, self.norm, "abs")
+        return PNorm, (self.norm_type, self.norm, "abs")
 
     def settings(self) -> str:
-        return f"norm_type={self.norm_type}, norm={self.norm!r}"
+        return f"norm_type={describe_setting(self.norm_type)}, norm={self.norm!r}"
 
 
 class _LPPool(_LP, SlidingLayer):

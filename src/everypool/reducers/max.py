@@ -106,6 +106,7 @@ def max_pool(
     return_indices: bool = False,
     *,
     ties: str = "first",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -114,8 +115,8 @@ def max_pool(
     y = max(x), over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `kernel_size`
-            is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -124,6 +125,8 @@ def max_pool(
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         return_indices: also give the flat position of each maximum in its plane, int64.
         ties: "first", "last" or "even": which of equal values gets the gradient.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -140,7 +143,7 @@ def max_pool(
     tensor([[[3., 2.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Max, (ties, return_indices), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Max, (ties, return_indices), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -150,6 +153,7 @@ def adaptive_max_pool(
     return_indices: bool = False,
     *,
     ties: str = "first",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -158,7 +162,7 @@ def adaptive_max_pool(
     >>> adaptive_max_pool(torch.tensor([[[0.0, 3.0, 2.0]]]), 1)
     tensor([[[3.]]])
     """
-    return call(input, Max, (ties, return_indices), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Max, (ties, return_indices), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -182,7 +186,9 @@ class _Max(Layer):
         return Max, (self.ties, self.return_indices)
 
     def settings(self) -> str:
-        return "" if self.ties == "first" else f"ties={self.ties!r}"
+        shown = [f"return_indices={self.return_indices}"] if self.return_indices else []
+        shown += [f"ties={self.ties!r}"] if self.ties != "first" else []
+        return ", ".join(shown)
 
 
 class _MaxPool(_Max, SlidingLayer):

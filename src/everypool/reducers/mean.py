@@ -92,6 +92,7 @@ def avg_pool(
     divisor_override: int | None = None,
     *,
     dilation: Any = 1,
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -100,8 +101,8 @@ def avg_pool(
     y = sum(x) / n, n being the window's cells that lie in the padded input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point or integer; (C, *spatial) where
-            `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point or integer; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -110,6 +111,8 @@ def avg_pool(
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         count_include_pad: count explicit padding in n; if False, n is the number of valid elements.
         divisor_override: use this as n.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -126,17 +129,19 @@ def avg_pool(
     tensor([[[0.5000, 3.5000]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Mean, (count_include_pad, divisor_override), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Mean, (count_include_pad, divisor_override), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
-def adaptive_avg_pool(input: Any, output_size: Any, *, mask: Tensor | None = None, sizes: Any = None) -> Any:
+def adaptive_avg_pool(
+    input: Any, output_size: Any, *, nd: int | None = None, mask: Tensor | None = None, sizes: Any = None
+) -> Any:
     """Mean of each of a fixed number of bins; see `avg_pool` and `Adaptive`.
 
     >>> adaptive_avg_pool(torch.tensor([[[0.0, 1.0, 2.0]]]), 2)
     tensor([[[0.5000, 1.5000]]])
     """
-    return call(input, Mean, (), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Mean, (), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides

@@ -113,6 +113,7 @@ def median_pool(
     ceil_mode: bool = False,
     *,
     even: str = "lower",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -124,8 +125,8 @@ def median_pool(
     window, in blocks of bounded size where no graph is traced.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where
-            `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, any real type, bool too; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -133,6 +134,8 @@ def median_pool(
         dilation: distance in elements between window elements.
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         even: which of two middle elements: "lower", "upper", or the "mean" of both.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -149,19 +152,19 @@ def median_pool(
     tensor([[[2., 4.]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Median, (even,), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Median, (even,), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
 def adaptive_median_pool(
-    input: Any, output_size: Any, *, even: str = "lower", mask: Tensor | None = None, sizes: Any = None
+    input: Any, output_size: Any, *, even: str = "lower", nd: int | None = None, mask: Tensor | None = None, sizes: Any = None
 ) -> Any:
     """Median of each of a fixed number of bins; see `median_pool` and `Adaptive`.
 
     >>> adaptive_median_pool(torch.tensor([[[1.0, 9.0, 2.0]]]), 1)
     tensor([[[2.]]])
     """
-    return call(input, Median, (even,), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Median, (even,), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides

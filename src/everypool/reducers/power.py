@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,17 +54,19 @@ class Power(Reducer):
     signed: str = "clamp"
     eps: float = 1e-6
 
+    exponent: ClassVar[str] = "p"  # what the caller knows it by
+
     def check(self, input: Tensor) -> None:
         super().check(input)
-        checked_setting("p", self.p, infinite=True)
+        checked_setting(self.exponent, self.p, infinite=True)
         check.choice("norm", self.norm, NORMS)
         check.choice("signed", self.signed, SIGNED)
         if self.signed == "clamp":
             check.number("eps", self.eps, "a positive finite number", above=0, finite=True)
         if self.norm == "sum" and any_of(self.p, lambda p: p == 0):
-            raise check.invalid("p", "other than 0 with norm='sum'", self.p)
+            raise check.invalid(self.exponent, "other than 0 with norm='sum'", self.p)
         if self.signed == "odd" and any_of(self.p, lambda p: (p <= 0) | (p == float("inf"))):
-            raise check.invalid("p", "positive and finite with signed='odd'", self.p)
+            raise check.invalid(self.exponent, "positive and finite with signed='odd'", self.p)
 
     def recipe(self) -> Recipe | str:
         if self.signed not in ("clamp", "abs"):
@@ -85,7 +87,7 @@ class Power(Reducer):
 
     def define(self, x: Tensor, folds: Folds) -> tuple[tuple[Tensor, ...], Tensor | None]:
         x = wide(x)
-        p = per_channel("p", self.p, x)
+        p = per_channel(self.exponent, self.p, x)
         if self.signed == "shift":
             return (self._shifted(x, p, folds),), None
         if self.signed == "odd":
@@ -182,7 +184,8 @@ class Root(Function):
     def slopes(ctx: Any, a: Tensor, p: Any, logarithm: Tensor, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of a and p."""
         power, folds, again, learns = ctx.power, ctx.folds, torch.is_grad_enabled(), ctx.needs_input_grad[1]
-        slope, sign = None, None
+        slope: Tensor | None = None
+        sign: Any = None
         if again or learns:
             p = p.detach().requires_grad_() if learns and not again else p
             with torch.enable_grad():

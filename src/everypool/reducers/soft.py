@@ -14,6 +14,7 @@ from everypool.backends.eager import Folds, wide
 from everypool.backends.recipe import Recipe
 from everypool.backends.work import Work
 from everypool.layer import Made
+from everypool.module import describe_setting
 from everypool.pool import Operation, Reducer, call, register
 from everypool.reducers._layer import (
     AdaptiveLayer,
@@ -92,6 +93,7 @@ def soft_pool(
     *,
     beta: Any = 1.0,
     grad: str = "exact",
+    nd: int | None = None,
     mask: Tensor | None = None,
     sizes: Any = None,
 ) -> Any:
@@ -100,7 +102,8 @@ def soft_pool(
     y = sum(x * exp(beta * x)) / sum(exp(beta * x)), over the elements of the window that lie in the input.
 
     Args:
-        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), one to three spatial axes, floating point; (C, *spatial) where `nd` or a
+            tuple as `kernel_size` says how many.
         kernel_size: window extent in elements, one int or one per axis.
         stride: step in elements. Default: kernel_size.
         padding: empty elements added on both sides, at most half the dilated kernel; (left, right) pairs, "same" and
@@ -109,6 +112,8 @@ def soft_pool(
         ceil_mode: keep a last window that starts inside the input but runs over its end.
         beta: sharpness, a number or a tensor of 1 or C elements.
         grad: "exact", or "authors" for the published kernel's gradient (weights as constants).
+        nd: number of spatial axes, which tells (C, *spatial) from a batch: the functions of `everypool.functional` with
+            1d, 2d or 3d in their names have it. Default: with an int as `kernel_size` the input is a batch.
         mask: (N, 1 or C, *spatial), bool, True where an element counts.
         sizes: (N, nd), int: each sample's own extent.
 
@@ -126,19 +131,26 @@ def soft_pool(
     tensor([[[0.7311, 2.7311]]])
     """
     windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return call(input, Soft, (beta, grad), Sliding, windows, mask=mask, sizes=sizes)
+    return call(input, Soft, (beta, grad), Sliding, windows, nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
 def adaptive_soft_pool(
-    input: Any, output_size: Any, *, beta: Any = 1.0, grad: str = "exact", mask: Tensor | None = None, sizes: Any = None
+    input: Any,
+    output_size: Any,
+    *,
+    beta: Any = 1.0,
+    grad: str = "exact",
+    nd: int | None = None,
+    mask: Tensor | None = None,
+    sizes: Any = None,
 ) -> Any:
     """Exponentially weighted mean of each of a fixed number of bins; see `soft_pool` and `Adaptive`.
 
     >>> adaptive_soft_pool(torch.tensor([[[0.0, 1.0]]]), 1)
     tensor([[[0.7311]]])
     """
-    return call(input, Soft, (beta, grad), Adaptive, (output_size,), mask=mask, sizes=sizes)
+    return call(input, Soft, (beta, grad), Adaptive, (output_size,), nd=check.axes(nd), mask=mask, sizes=sizes)
 
 
 @handle_overrides
@@ -171,7 +183,8 @@ class _Soft(Layer):
         return Soft, (self.beta, self.grad)
 
     def settings(self) -> str:
-        return f"beta={tuple(self.beta.shape) if isinstance(self.beta, Tensor) else self.beta}"
+        grad = "" if self.grad == "exact" else f", grad={self.grad!r}"
+        return f"beta={describe_setting(self.beta)}{grad}"
 
 
 class SoftPool1d(_Soft, SlidingLayer):

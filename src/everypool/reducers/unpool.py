@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool._overrides import Module, handle_overrides
+from everypool._overrides import handle_overrides
 from everypool.backends.context import can_read_values
+from everypool.module import PoolingModule
 from everypool.pool import Operation, finished, register
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
@@ -27,13 +28,14 @@ def max_unpool(
     output_size: Any = None,
     *,
     overlap: str = "last",
+    nd: int | None = None,
 ) -> Tensor:
     """Put every value at the position its index names, and zeros elsewhere.
 
     y = 0; y[indices[i]] = x[i].
 
     Args:
-        input: (N, C, *spatial), or (C, *spatial) where `kernel_size` is a tuple.
+        input: (N, C, *spatial), or (C, *spatial) where `nd` or a tuple as `kernel_size` says how many axes these are.
         indices: like input, int64: flat positions in the output's plane, as `max_pool(..., return_indices=True)` gives
             them; -1 is nowhere.
         kernel_size: of the pooling that is undone.
@@ -43,6 +45,7 @@ def max_unpool(
             kernel_size, the default.
         overlap: where windows overlapped and two values name one position: "last" keeps the last in row-major order,
             and only it gets the gradient; "add" sums them.
+        nd: number of spatial axes, which tells (C, *spatial) from a batch.
 
     Returns:
         (N, C, *output_size), same type as input.
@@ -57,7 +60,8 @@ def max_unpool(
     tensor([[[0., 3., 4., 0.]]])
     """
     tuples = isinstance(kernel_size, (list, tuple)) and len(kernel_size) > 1
-    return _unpooled(input, indices, kernel_size, stride, padding, output_size, overlap, len(kernel_size) if tuples else None)
+    axes = len(kernel_size) if tuples and nd is None else check.axes(nd)
+    return _unpooled(input, indices, kernel_size, stride, padding, output_size, overlap, axes)
 
 
 def _unpooled(
@@ -110,7 +114,7 @@ def _unpooled(
     return y.squeeze(0) if single else y
 
 
-class _MaxUnpool(Module):
+class _MaxUnpool(PoolingModule):
     nd = 0
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, overlap: str = "last") -> None:

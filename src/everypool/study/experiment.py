@@ -66,6 +66,8 @@ class Experiment:
         sample: trial -> its untrained network, and one batch of inputs with their labels: what costs are measured on, and
             pictures made of; None where there is no one network.
         judged: the measures that a comparison is about, unless others are asked for; the first if there are none here.
+        check_variant: raises a ValueError for text that is no variant beside the named ones; where there is none, any operation
+            is one that halves a map of `nd` axes.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Experiment:
     nd: int = 0
     sample: Callable[[Trial], tuple[nn.Module, Tensor, Tensor]] | None = None
     judged: tuple[str, ...] = ()
+    check_variant: Callable[[str], object] | None = None
 
     def trials(self, scale: Scale, variants: tuple[str, ...] = ()) -> Iterator[Trial]:
         """Seed by seed, so that a run cut short has the same seeds for every variant."""

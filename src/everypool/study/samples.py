@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everypool.factory import create
+from everypool.study.nets import halving_layer
 from everypool.study.plots import figure_svg, stretches
 from everypool.study.summary import Study
 from everypool.study.transforms import shifted
@@ -78,11 +78,11 @@ def middle(inputs: Tensor) -> Tensor:
 
 
 def apart(variant: str, pair: Sequence[Tensor], nd: int) -> list[Tensor]:
-    """What its windows of 2 leave of both; nothing if it is not the name of a reducer."""
+    """What its windows of 2 leave of both; nothing if it is not the name of an operation that halves a map."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            layer = create(variant, nd=nd, kernel_size=2, stride=2).eval()
+            layer = halving_layer(variant, pair[0].shape[1], nd).eval()
             return [layer(inputs) for inputs in pair]
     except (ValueError, TypeError, NotImplementedError, RuntimeError):
         return []

@@ -182,7 +182,7 @@ def row(item: Line) -> str:
     if report is None:
         return f"{first} | | not exported | |"
     sizes = ", ".join(dict.fromkeys(c.size.replace("x", "×") for c in report.comparisons if "," not in c.size)) or "three"
-    inputs = ", ".join(text.partition(" ")[2].replace("axis1", "l") for text in report.inputs)
+    inputs = ", ".join(text.partition(" ")[2].replace(", c,", ", l,") for text in report.inputs)
     return f"{first} {inputs} | {sizes} | {errors(report, 'float32')} | {errors(report, 'float16')} |"
 
 

@@ -37,6 +37,8 @@ class Exported:
         outputs: their names.
         replaced: adaptive poolings of torch that are written as those of everypool, and where they stand.
         comparisons: one for every type and size.
+
+    It is true if a file was written.
     """
 
     files: tuple[Path, ...]
@@ -53,6 +55,9 @@ class Exported:
         """All that was asked for has run and agrees."""
         return all(comparison.ok for comparison in self.comparisons)
 
+    def __bool__(self) -> bool:
+        return bool(self.files)
+
     def __str__(self) -> str:
         lines = [
             f"opset {self.opset}, {self.versions}",
@@ -64,11 +69,14 @@ class Exported:
         for c in self.comparisons:
             batches = ", ".join(map(str, c.batches))
             error = ("-", "-") if c.why else (f"{c.absolute:.2g}", f"{c.relative:.2g}")
-            table.append((c.dtype, c.size, batches, *error, "ok" if c.ok else f"did not run: {c.why}" if c.why else "OFF"))
+            said = "ok" if c.ok else f"did not run: {c.why}" if c.why else "OFF"
+            table.append((c.dtype, c.size, batches, *error, said + (f", in {c.layer}" if c.layer else "")))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
         lines += [f"{path}: written" for path in self.files]
-        lines += [f"{path}: not written, it does not do what the model does" for path in self.refused]
+        layers = list(dict.fromkeys(c.layer for c in self.comparisons if c.layer))
+        blamed = f"; at fault: {', '.join(layers)}" if layers else ""
+        lines += [f"{path}: not written, it does not do what the model does{blamed}" for path in self.refused]
         return "\n".join(lines)
 
 
@@ -140,15 +148,15 @@ def export(
         program = written(model, inputs, outputs, draft, opset)
         if check is None:
             cases += inputs.beyond(reference, program.bounds)
-        found = {target: compared(draft, reference, inputs, cases, tolerance)}
+        found = {target: compared(draft, reference, inputs, cases, tolerance, program)}
         drafts = {target: draft}
         if float16:
             half = copy.deepcopy(model).half()
             beside = target.with_name(f"{target.stem}.float16{target.suffix}")
             drafts[beside] = Path(folder) / beside.name
-            written(half, inputs.half(), outputs, drafts[beside], opset)
+            halves = written(half, inputs.half(), outputs, drafts[beside], opset)
             cases = [case.half() for case in cases]
-            found[beside] = compared(drafts[beside], half.float(), inputs.half(), cases, tolerance)
+            found[beside] = compared(drafts[beside], half.float(), inputs.half(), cases, tolerance, halves)
         good = [place for place, comparisons in found.items() if all(c.ok for c in comparisons)]
         for place in good:
             parts = [file for file in Path(folder).iterdir() if file.name.startswith(drafts[place].name)]

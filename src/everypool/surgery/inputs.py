@@ -104,9 +104,14 @@ class Inputs:
     def described(self, number: int) -> str:
         """(n, 3, h, w)."""
         x, free = self.tensors[number], self.free[number]
-        letters = LETTERS.get(x.dim(), "")
-        named = (letters[axis] if letters and axis != 1 else f"axis{axis}" for axis in range(x.dim()))
-        return f"({', '.join(name if axis in free else str(x.shape[axis]) for axis, name in enumerate(named))})"
+        named = self.axis_names(number)
+        return f"({', '.join(named[axis] if axis in free else str(n) for axis, n in enumerate(x.shape))})"
+
+    def axis_names(self, number: int) -> list[str]:
+        """Return a name for every axis of an input, such as n, c, h and w of a map."""
+        dims = self.tensors[number].dim()
+        letters = LETTERS.get(dims, "n")
+        return [letters[axis] if axis < len(letters) else f"axis{axis}" for axis in range(dims)]
 
     def call(self, tensors: Sequence[Tensor]) -> tuple[list[Any], dict[str, Any]]:
         """Positional arguments and those by name."""
@@ -255,11 +260,11 @@ def rounded(size: float, multiple: int) -> int:
 
 def free_axes(tensors: Sequence[Tensor], dynamic: Any) -> tuple[tuple[int, ...], ...]:
     """The free axes of each tensor."""
-    rule = 'letters of "ncdhw", numbers of axes, or "none"'
+    rule = 'letters of "ncdhw" ("ncl" of a line), numbers of axes, or "none"'
     if dynamic is None:
         return tuple((0, *range(2, x.dim())) if x.dim() else () for x in tensors)
     if isinstance(dynamic, str):
-        wanted = "" if dynamic == "none" else dynamic.lower()
+        wanted = "" if dynamic == "none" else dynamic.lower().replace("l", "w")  # of a line
         if not set(wanted) <= set("ncdhw") or len(set(wanted)) != len(wanted) or (not wanted and dynamic != "none"):
             raise invalid("dynamic", rule, dynamic)
         named = [LETTERS.get(x.dim(), "n"[: x.dim()]) for x in tensors]

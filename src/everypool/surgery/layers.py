@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from everypool._load import reshape_entries
-from everypool._overrides import Module
+from everypool.module import PoolingModule, describe_setting, keep_start
 
 __all__ = ["BLURRED", "BlurConv1d", "BlurConv2d", "BlurConv3d", "OverAxes", "Scaled"]
 
 
-class OverAxes(Module):
+class OverAxes(PoolingModule):
     """A global pooling over any axes, such as those of (N, H, W, C), (N, tokens, C) or (tokens, N, C).
 
     Args:
@@ -47,7 +47,7 @@ class OverAxes(Module):
         return f"axes={self.axes}, keepdim={self.keepdim}" + f", batch={self.batch}" * bool(self.batch)
 
 
-class Scaled(Module):
+class Scaled(PoolingModule):
     """A pooling times a number that was fitted to what stood there before.
 
     >>> Scaled(everypool.MaxPool1d(2), 0.5)(torch.tensor([[[1.0, 4.0]]]))
@@ -58,6 +58,7 @@ class Scaled(Module):
         super().__init__()
         self.pool = pool
         self.scale = nn.Parameter(torch.tensor(float(scale)))
+        keep_start(self, "scale", scale)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.pool(*args, **kwargs)
@@ -68,7 +69,7 @@ class Scaled(Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale.item():.4g}"
+        return f"scale={describe_setting(self.scale)}"
 
 
 class _BlurConv(nn.Module):

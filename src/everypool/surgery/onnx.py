@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ class Comparison:
         relative: the same as a share of the largest value of that output.
         ok: the relative error is within the tolerance.
         why: what ONNX Runtime said, if it did not run.
+        layer: where it is not ok, the first layer whose output is off, or which did not run, as far as that can be told.
     """
 
     dtype: str
@@ -48,6 +50,7 @@ class Comparison:
     relative: float
     ok: bool
     why: str = ""
+    layer: str = ""
 
 
 def installed() -> None:
@@ -132,6 +135,8 @@ class Program:
 
     replaced: tuple[str, ...]
     bounds: tuple[tuple[int, int], ...]  # of the sizes that it was recorded for: the file itself has no such limits
+    layers: Mapping[str, str]  # of the file's nodes: the name of the layer that each is of
+    values: Mapping[str, str]  # of the layers: the name of the last value of each
 
 
 def written(model: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path, opset: int) -> Program:
@@ -153,16 +158,49 @@ def written(model: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path
             )
             if made.model.opset_imports.get("") != opset:
                 raise invalid("opset", "one that the exporter can write this model in", opset)
+            layers, values = locate_layers(made.model.graph)
             for node in made.model.graph.all_nodes():
                 node.metadata_props.clear()  # lines of Python and paths of this machine
+            name_axes(made.model.graph, inputs)
             made.save(path)
     except Exception as error:
         if str(error).startswith("`opset`"):
             raise
-        text = Shown(f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+        where = f" in {layer_name(exact.inside[-1], model)}" if exact.inside else ""  # what runs when it stops
+        text = Shown(f"{type(error).__name__}{where}: {' '.join(str(error).split())[:600]}")
         raise invalid("model", "one that torch's exporter takes with these axes free", text) from error
     replaced = (f"{text}{f' ({n} times)' if n > 1 else ''}" for text, n in Counter(exact.seen).items())
-    return Program(tuple(replaced), bounds(program, inputs))
+    return Program(tuple(replaced), bounds(program, inputs), layers, values)
+
+
+def locate_layers(graph: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the layer of every node, and the last value of every layer, by the scopes that the exporter notes."""
+    layers: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        names = [scope.partition(".")[2] for scope in scopes if scope.partition(".")[0] == "model"]
+        if names:
+            layers[node.name] = names[-1]
+            values |= {name: node.outputs[0].name for name in names}
+    return layers, values
+
+
+def name_axes(graph: Any, inputs: Inputs) -> None:
+    """Give the free axes of the graph their names n, c, d, h and w, in place of the exporter's numbers."""
+    names: dict[str, str] = {}
+    for number, value in enumerate(graph.inputs):
+        for axis, name in enumerate(inputs.axis_names(number)):
+            symbol = getattr(value.shape[axis], "value", None)
+            if axis in inputs.free[number] and isinstance(symbol, str) and symbol not in names:
+                names[symbol] = name if name not in names.values() else f"{name}_{inputs.names[number]}"
+    if not names:
+        return
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    for value in (*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(getattr(size, "value", None), str):
+                value.shape[axis] = type(size)(pattern.sub(lambda found: names[found[0]], size.value))
 
 
 @contextmanager
@@ -197,7 +235,7 @@ def bounds(program: torch.export.ExportedProgram, inputs: Inputs) -> tuple[tuple
 
 
 def compared(
-    path: Path, reference: nn.Module, inputs: Inputs, cases: Sequence[Case], tolerance: tuple[float, float]
+    path: Path, reference: nn.Module, inputs: Inputs, cases: Sequence[Case], tolerance: tuple[float, float], program: Program
 ) -> list[Comparison]:
     """The file in ONNX Runtime against the model, which computes in float32 where the file does in float16."""
     ort: Any = import_module("onnxruntime")
@@ -209,11 +247,12 @@ def compared(
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        return [Comparison(kind, c.size, c.batches, float("inf"), float("inf"), False, first_line(error)) for c in cases]
+        infinite, where = (float("inf"), float("inf")), failed_layer(error, reference, program)
+        return [Comparison(kind, c.size, c.batches, *infinite, False, first_line(error), where) for c in cases]
     taken = {item.name for item in session.get_inputs()}
     found = []
     for case in cases:
-        worst, why = (0.0, 0.0), ""
+        worst, why, layer = (0.0, 0.0), "", ""
         for call in case.calls:
             given = {name: x.detach().cpu().numpy() for name, x in zip(inputs.names, call, strict=True) if name in taken}
             expected = inputs.run(reference, call).values()
@@ -221,11 +260,61 @@ def compared(
                 results = session.run(None, given)
             except Exception as error:
                 worst, why = (float("inf"), float("inf")), first_line(error)
+                layer = failed_layer(error, reference, program)
                 break
             for result, wanted in zip(results, expected, strict=True):
                 worst = max(worst, apart(torch.from_numpy(result), wanted.detach().cpu()), key=lambda pair: pair[1])
-        found.append(Comparison(kind, case.size, case.batches, *worst, worst[1] <= limit, why))
+            if worst[1] > limit:
+                layer = layer or wrong_layer(path, reference, inputs, call, limit, program)
+        found.append(Comparison(kind, case.size, case.batches, *worst, worst[1] <= limit, why, layer))
     return found
+
+
+def failed_layer(error: Exception, model: nn.Module, program: Program) -> str:
+    """Return the layer of the node that ONNX Runtime complains of; "" where it names none."""
+    found = re.search(r"[Nn]ame:\s*'([^']+)'|Node \(([^)]+)\)", str(error))
+    name = "" if found is None else found[1] or found[2]
+    return layer_name(program.layers[name], model) if name in program.layers else ""
+
+
+def wrong_layer(path: Path, model: nn.Module, inputs: Inputs, call: Sequence[Tensor], limit: float, program: Program) -> str:
+    """Return the first layer that gives something else in the file than in the model; "" where none can be compared."""
+    onnx, ort = import_module("onnx"), import_module("onnxruntime")
+    given: list[tuple[str, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda _module, _input, output, name=name: given.append((name, output)))
+        for name, module in model.named_modules()
+        if name in program.values
+    ]
+    try:
+        inputs.run(model, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    given = [(name, output) for name, output in given if isinstance(output, Tensor)]
+    asked = list(dict.fromkeys(program.values[name] for name, _ in given))
+    try:
+        graph = onnx.load(path)
+        there = {value.name for value in graph.graph.output}
+        graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in asked if name not in there)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        taken = {item.name for item in session.get_inputs()}
+        arrays = {name: x.detach().cpu().numpy() for name, x in zip(inputs.names, call, strict=True) if name in taken}
+        results = dict(zip(asked, session.run(asked, arrays), strict=True))
+    except Exception:  # too large for one message, or a type that the runtime does not hand out: the report stands without
+        return ""
+    for name, output in given:
+        result = torch.from_numpy(results[program.values[name]])
+        if result.is_floating_point() == output.is_floating_point() and apart(result, output.detach().cpu())[1] > limit:
+            return layer_name(name, model)
+    return ""
+
+
+def layer_name(name: str, model: nn.Module) -> str:
+    return name or type(model).__name__
 
 
 def first_line(error: Exception) -> str:

@@ -156,7 +156,7 @@ class Pyramid(Windows):
     fixed: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = False
 
-    def checked(self) -> list[int]:
+    def checked(self, nd: int = 1) -> list[int]:
         """The levels, every rule kept that does not need the input."""
         check.choice("bins", self.bins, ("adaptive", "sppnet", "caffe"))
         rule = "one or more positive ints"
@@ -164,10 +164,13 @@ class Pyramid(Windows):
             raise check.wrong_type("levels", rule, self.levels)
         if not self.levels:
             raise check.invalid("levels", rule, self.levels)
-        return [check.positive_int("levels", level) for level in self.levels]
+        levels = [check.positive_int("levels", level) for level in self.levels]
+        if max(levels) ** nd > MOST_OUTPUTS:
+            raise check.invalid("levels", f"grids of at most {MOST_OUTPUTS} bins", self.levels)
+        return levels
 
     def layouts(self, spatial: tuple[int, ...], sizes: Tensor | None) -> list[Layout]:
-        levels = self.checked()
+        levels = self.checked(len(spatial))
         if self.bins == "adaptive":
             return [Adaptive(level).layouts(spatial, sizes)[0] for level in levels]
         if sizes is not None:

@@ -22,9 +22,10 @@ from everypool.backends.context import can_read_values, is_tracing
 from everypool.backends.eager import Folds, wide
 from everypool.backends.layout import Layout
 from everypool.backends.work import Taps
-from everypool.pool import Operation, Reduced, Reducer, Windows, apply, defined, existing, refuse, register, run
+from everypool.layer import Layer
+from everypool.pool import Operation, Reduced, Reducer, Windows, apply, defined, existing, parse, refuse, register, run
 
-__all__ = ["Boxes", "roi_align", "roi_pool"]
+__all__ = ["Boxes", "RoIAlign", "RoIPool", "roi_align", "roi_pool"]
 
 MOST = 1 << 27  # samples per box and channel; bounds what a mistyped size can allocate
 CHUNK = 1 << 22  # sampled values that are laid out at once
@@ -439,6 +440,67 @@ def roi_pool(
     return apply(input, reducer, windows, nd=None, mask=mask, sizes=sizes)
 
 
+class _RoI(Layer):
+    """A grid of bins over boxes that are given with every call."""
+
+    def __init__(self, output_size: Any, spatial_scale: float, reducer: str | Reducer) -> None:
+        super().__init__()
+        nd = len(output_size) if isinstance(output_size, (list, tuple)) else 1
+        check.ints("output_size", output_size, nd, 1)
+        self.output_size = check.plain(output_size)
+        self.spatial_scale = check.number("spatial_scale", spatial_scale, "a positive finite number", above=0, finite=True)
+        self.chosen = reducer
+        parse(reducer)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, reducer={self.chosen!r}"
+
+
+class RoIAlign(_RoI):
+    """Mean of bilinear samples in each bin of a grid over every box; see `roi_align`.
+
+    >>> RoIAlign(1)(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0.0, 0.0, 2.0, 2.0]]))
+    tensor([[[[1.]]]])
+    """
+
+    def __init__(
+        self,
+        output_size: Any,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = -1,
+        aligned: bool = False,
+        *,
+        reducer: str | Reducer = "mean",
+    ) -> None:
+        super().__init__(output_size, spatial_scale, reducer)
+        if not check.is_int(sampling_ratio):
+            raise check.wrong_type("sampling_ratio", "an int", sampling_ratio)
+        self.sampling_ratio, self.aligned = int(sampling_ratio), check.boolean("aligned", aligned)
+
+    def forward(self, input: Tensor, boxes: Any, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+        """Pool (N, C, *spatial) over boxes (R, 1 + 2 * nd)."""
+        settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+        return roi_align(input, boxes, *settings, reducer=self.chosen, mask=mask, sizes=sizes)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+
+
+class RoIPool(_RoI):
+    """Largest cell in each bin of a grid over every box, borders rounded to cells; see `roi_pool`.
+
+    >>> RoIPool(1)(torch.arange(16.0).reshape(1, 1, 4, 4), torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]))
+    tensor([[[[5.]]]])
+    """
+
+    def __init__(self, output_size: Any, spatial_scale: float = 1.0, *, reducer: str | Reducer = "max") -> None:
+        super().__init__(output_size, spatial_scale, reducer)
+
+    def forward(self, input: Tensor, boxes: Any, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
+        """Pool (N, C, *spatial) over boxes (R, 1 + 2 * nd)."""
+        return roi_pool(input, boxes, self.output_size, self.spatial_scale, reducer=self.chosen, mask=mask, sizes=sizes)
+
+
 register(
     Operation(
         name="roi",
@@ -446,7 +508,8 @@ register(
         summary="A grid of bins over boxes, by bilinear samples (align) or rounded cells (pool).",
         formula="y[r, i, j] = reducer(samples of bin (i, j) of box r)",
         source="Girshick 2015; He et al. 2017",
-        names=("Boxes", "roi_align", "roi_pool"),
+        names=("RoIAlign", "RoIPool", "Boxes", "roi_align", "roi_pool"),
         onnx=False,
+        sample=lambda: (RoIAlign(2, 0.5, 2), (torch.randn(1, 3, 8, 8), torch.tensor([[0.0, 1.0, 2.0, 9.0, 11.0]]))),
     )
 )

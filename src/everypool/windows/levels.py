@@ -69,6 +69,11 @@ def multi_level_roi_pool(
     if not isinstance(inputs, (list, tuple)) or not inputs or len(inputs) != len(scales):
         got = f"{len(inputs)} maps" if isinstance(inputs, (list, tuple)) else check.shown(inputs)
         raise check.invalid("inputs", f"a list of one map per scale, {len(scales)}, at least one", check.Shown(got))
+    for x, scale in zip(inputs, scales, strict=True):
+        check.batched("inputs", x)
+        check.number("scales", scale, "positive finite numbers", above=0, finite=True)
+        if (x.shape[:2], x.dtype, x.device) != (inputs[0].shape[:2], inputs[0].dtype, inputs[0].device):
+            raise check.invalid("inputs", "maps alike in samples, channels, type and device", x)
     windows = Boxes(boxes, output_size, tuple(scales), sampling_ratio, aligned)
     levels, exists = apply(list(inputs), reducer, windows, nd=None, mask=mask, sizes=sizes, return_mask=True)
     if fuse is None:
@@ -98,6 +103,8 @@ class MultiLevelRoIPool(Layer):
         super().__init__()
         if not isinstance(scales, (list, tuple)):
             raise check.wrong_type("scales", "one number per level", scales)
+        for scale in scales:
+            check.number("scales", scale, "positive finite numbers", above=0, finite=True)
         self.output_size, self.scales, self.fuse = output_size, tuple(scales), fuse
         self.sampling_ratio, self.aligned, self.chosen = sampling_ratio, check.boolean("aligned", aligned), reducer
         if fuse is not None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from everypool import _check as check
 from everypool._memo import made
-from everypool._overrides import Module, handle_overrides
+from everypool._overrides import handle_overrides
 from everypool.backends.axes import Axis, Keep, Run
 from everypool.backends.layout import Layout
 from everypool.layer import WindowLayer
+from everypool.module import PoolingModule
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.pool.sums import added, onto
 from everypool.windows.strips import check_like, spatial_axis
@@ -131,7 +132,7 @@ def directional_pool(
 def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the bottom up of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[h] = max(x[h], x[h + 1], ...).
+    y[h] = max(x[h], x[h + 1], ...). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> top_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[3., 5.],
@@ -144,7 +145,7 @@ def top_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, 
 def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the top down of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[h] = max(x[0], ..., x[h]).
+    y[h] = max(x[0], ..., x[h]). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> bottom_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[1., 5.],
@@ -157,7 +158,7 @@ def bottom_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = Non
 def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the right to the left of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[w] = max(x[w], x[w + 1], ...).
+    y[w] = max(x[w], x[w + 1], ...). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> left_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[5., 5.],
@@ -170,7 +171,7 @@ def left_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None,
 def right_pool(input: Tensor, *, ties: str = "first", mask: Tensor | None = None, sizes: Any = None) -> Tensor:
     """Running maximum from the left to the right of (N, C, H, W) or (C, H, W); see `directional_pool`.
 
-    y[w] = max(x[0], ..., x[w]).
+    y[w] = max(x[0], ..., x[w]). A 3-D input is one map (C, H, W); of lines (N, C, L) take `directional_pool`.
 
     >>> right_pool(torch.tensor([[[[1.0, 5.0], [3.0, 2.0]]]]))
     tensor([[[[1., 5.],
@@ -264,30 +265,30 @@ class _Direction(DirectionalPool):
 
 
 class TopPool(_Direction):
-    """Running maximum from the bottom up; see `top_pool`."""
+    """Running maximum from the bottom up of (N, C, H, W) or (C, H, W), never of lines (N, C, L); see `top_pool`."""
 
     scan = Scan(-2, True)
 
 
 class BottomPool(_Direction):
-    """Running maximum from the top down; see `bottom_pool`."""
+    """Running maximum from the top down of (N, C, H, W) or (C, H, W), never of lines (N, C, L); see `bottom_pool`."""
 
     scan = Scan(-2, False)
 
 
 class LeftPool(_Direction):
-    """Running maximum from the right to the left; see `left_pool`."""
+    """Running maximum from the right to the left of (N, C, H, W) or (C, H, W), never of lines; see `left_pool`."""
 
     scan = Scan(-1, True)
 
 
 class RightPool(_Direction):
-    """Running maximum from the left to the right; see `right_pool`."""
+    """Running maximum from the left to the right of (N, C, H, W) or (C, H, W), never of lines; see `right_pool`."""
 
     scan = Scan(-1, False)
 
 
-class _Corner(Module):
+class _Corner(PoolingModule):
     corner: ClassVar[str]
 
     def __init__(self, *, ties: str = "first") -> None:
@@ -300,13 +301,13 @@ class _Corner(Module):
 
 
 class TopLeftPool(_Corner):
-    """Running maxima towards the top and towards the left, added; see `corner_pool`."""
+    """Running maxima towards the top and towards the left of (N, C, H, W) or (C, H, W), added; see `corner_pool`."""
 
     corner = "top_left"
 
 
 class BottomRightPool(_Corner):
-    """Running maxima towards the bottom and towards the right, added; see `corner_pool`."""
+    """Running maxima towards the bottom and the right of (N, C, H, W) or (C, H, W), added; see `corner_pool`."""
 
     corner = "bottom_right"
 
@@ -318,7 +319,19 @@ register(
         summary="Running maximum, or any other running reduction, along one axis.",
         formula="y[i] = reducer(x[0], ..., x[i])",
         source="Law and Deng 2018, CornerNet",
-        names=tuple(name for name in __all__ if "orner" not in name and "TopLeft" not in name and "BottomRight" not in name),
+        names=(
+            "DirectionalPool",
+            "BottomPool",
+            "LeftPool",
+            "RightPool",
+            "TopPool",
+            "Scan",
+            "bottom_pool",
+            "directional_pool",
+            "left_pool",
+            "right_pool",
+            "top_pool",
+        ),
         dtypes="any",
         sample=lambda: (DirectionalPool(-1, reverse=True), (torch.randn(2, 3, 5, 6),)),
     )

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
-from everypool._overrides import Module, handle_overrides
+from everypool._overrides import handle_overrides
 from everypool.backends.axes import Axis, Bins, Keep
 from everypool.backends.choose import choose
 from everypool.backends.context import fixed_shape
 from everypool.backends.corners import cross_sum
 from everypool.backends.layout import Layout
 from everypool.layer import WindowLayer
+from everypool.module import PoolingModule
 from everypool.pool import Operation, Reducer, Windows, apply, parse, register
 from everypool.pool.sums import added
 
@@ -192,8 +193,11 @@ def cross_max_pool(input: Tensor, *, other: Tensor | None = None, mask: Tensor |
     return total.masked_fill(~(inside if mask is None else inside & mask), 0)
 
 
-class CrossMaxPool(Module):
+class CrossMaxPool(PoolingModule):
     """Largest value of each column plus largest value of each row; see `cross_max_pool`."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, input: Tensor, other: Tensor | None = None, mask: Tensor | None = None, sizes: Any = None) -> Tensor:
         """Pool (N, C, *spatial); columns of `input`, rows of `other`."""

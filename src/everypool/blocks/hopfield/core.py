@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._overrides import Module
 from everypool.backends.context import can_read_values
+from everypool.module import PoolingModule
 
 __all__ = ["HopfieldCore", "Iteration", "by_head", "product", "wide32"]
 
@@ -119,6 +119,8 @@ def _threshold(name: str, value: Any) -> float:
 
 
 def _per_head(name: str, value: Any, heads: int, one: Callable[[str, Any], Any]) -> tuple[Any, ...]:
+    if isinstance(value, Tensor) and value.is_meta:
+        raise check.invalid(name, "a number, or one for each head, with values", value)
     values = value.tolist() if isinstance(value, Tensor) else value
     if not isinstance(values, (list, tuple)):
         return (one(name, values),) * heads
@@ -127,7 +129,7 @@ def _per_head(name: str, value: Any, heads: int, one: Callable[[str, Any], Any])
     return tuple(one(name, item) for item in values)
 
 
-class HopfieldCore(Module):
+class HopfieldCore(PoolingModule):
     """Projections into the association space and out of it; see `Hopfield` for the settings."""
 
     in_proj_weight: nn.Parameter | None

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from everypool import _check as check
 from everypool._load import reshape_entries
-from everypool._overrides import Module
 from everypool.backends.context import can_compare_sizes, fixed_shape
 from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
+from everypool.module import PoolingModule, describe_setting, keep_start
 from everypool.pool import Operation, register
 
 __all__ = ["Hopfield"]
@@ -22,7 +22,7 @@ __all__ = ["Hopfield"]
 ACTIVATIONS = ("abs", "exp", "relu", "selu", "sigmoid", "sin", "tanh")
 
 
-class HopfieldWrapper(Module):
+class HopfieldWrapper(PoolingModule):
     """A module around a `Hopfield`, which shows the settings of that as its own."""
 
     hopfield: Hopfield
@@ -51,7 +51,7 @@ class HopfieldWrapper(Module):
     normalize_hopfield_space_affine = property(attrgetter("hopfield.normalize_hopfield_space_affine"))
 
 
-class Hopfield(Module):
+class Hopfield(PoolingModule):
     """Continuous modern Hopfield network: states retrieve what they resemble among stored patterns.
 
     xi = softmax(beta q k^T); q <- xi k and again, `update_steps_max` times or until converged; y = W_o concat_heads(xi v)
@@ -194,6 +194,8 @@ class Hopfield(Module):
             raise check.invalid("scaling", f"a number, or a floating-point tensor of {heads}, one for each head", scaling)
         if isinstance(scaling, Tensor) and not scaling.is_meta and not bool(scaling.isfinite().all()):
             raise check.invalid("scaling", "finite", check.Shown(str(scaling.tolist())[:80]))
+        if isinstance(scaling, Tensor):
+            keep_start(self, "scaling", scaling)
 
     # the names and meanings of the published properties
 
@@ -288,11 +290,8 @@ class Hopfield(Module):
         return self.association_core.p_norm_weight is not None
 
     def reset_parameters(self) -> None:
-        """The published initial values."""
-        self.association_core.reset_parameters()
-        for norm in (self.norm_stored_pattern, self.norm_state_pattern, self.norm_pattern_projection):
-            if norm is not None:
-                norm.reset_parameters()
+        """The published initial values, and the scaling that was given."""
+        super().reset_parameters()
 
     def iteration(self) -> Iteration:
         """How the states settle."""
@@ -428,8 +427,8 @@ class Hopfield(Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        beta = self.scaling if isinstance(self.scaling, float) else tuple(self.scaling.shape)
-        return f"num_heads={self.association_core.num_heads}, scaling={beta}, update_steps_max={self.update_steps_max}"
+        text = f"num_heads={self.association_core.num_heads}, scaling={describe_setting(self.scaling)}"
+        return f"{text}, update_steps_max={self.update_steps_max}"
 
 
 def checked_patterns(x: Any, batch_first: bool, size: int | None, static: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ class HopfieldLayer(HopfieldWrapper):
         shape = (1, self.quantity, size) if self.hopfield.batch_first else (self.quantity, 1, size)
         return nn.Parameter(torch.empty(shape), requires_grad=trainable)
 
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any]:
+        """Return what takes `settings`."""
+        return Hopfield.__init__
+
     def reset_parameters(self) -> None:
         """The published initial values."""
         self.hopfield.reset_parameters()
@@ -126,6 +132,9 @@ class HopfieldLayer(HopfieldWrapper):
     ) -> Tensor:
         """What is recalled for every learned pattern, (N, heads, quantity, pattern_size), the same for all samples."""
         return self.hopfield.get_projected_pattern_matrix(self._patterns(input), stored_pattern_padding_mask, association_mask)
+
+    def extra_repr(self) -> str:
+        return f"quantity={self.quantity}"
 
 
 register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,6 +85,11 @@ class HopfieldPooling(HopfieldWrapper):
         shape = (1, quantity, size) if self.hopfield.batch_first else (quantity, 1, size)
         self.pooling_weights = nn.Parameter(torch.empty(shape), requires_grad=trainable)
         self.reset_parameters()
+
+    @classmethod
+    def find_settings(cls) -> Callable[..., Any]:
+        """Return what takes `settings`."""
+        return Hopfield.__init__
 
     def reset_parameters(self) -> None:
         """The published initial values."""
@@ -352,6 +358,9 @@ def _unfolded(xi: Tensor, z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor
 def _summed(mean: Tensor, total: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`_unfolded` from sums of xi z and of xi."""
     return by_head(mean * gain + shift * total, weight.transpose(1, 2)) + bias.transpose(1, 2) * total
+
+    def extra_repr(self) -> str:
+        return f"quantity={self.quantity}, form={self.form!r}, channels_first={self.channels_first}"
 
 
 register(

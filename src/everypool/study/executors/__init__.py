@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from everypool import _check as check
 from everypool.study.trial import Outcome, Trial
 
@@ -47,11 +49,12 @@ def executor(text: str, *, jobs: int, device: str = "cpu") -> Executor:
         device: where a trial computes, such as "cpu" or "cuda"; with several GPUs the local processes take turns.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or the device is none of this machine's.
     """
     if text == "local":
         from everypool.study.executors.local import Local
 
+        check_device(device)
         return Local(jobs, device)
     if text.startswith("dask://") and len(text) > len("dask://"):
         from everypool.study.executors.dask import Dask
@@ -63,6 +66,22 @@ def executor(text: str, *, jobs: int, device: str = "cpu") -> Executor:
 
         return Fabric(settings(rest))
     raise check.invalid("executor", "'local', 'dask://HOST:PORT' or 'fabric[:SETTING=VALUE,...]'", text)
+
+
+def check_device(device: str) -> None:
+    """Raise if this machine does not have the device, or nothing can be computed on it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        there = torch.empty(1, device=device).fill_(1).is_meta
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        there, why = True, " ".join(str(error).split())[:120]
+    else:
+        why = "it holds no values"
+    if there:
+        raise check.invalid("device", "one that this machine has, such as cpu", check.Shown(f"{device!r}: {why}"))
 
 
 def settings(text: str) -> dict[str, Any]:

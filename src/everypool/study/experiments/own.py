@@ -7,24 +7,30 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.factory import find_named
+from everypool.pool import split_settings
 from everypool.study.data.own import Samples, load
 from everypool.study.experiment import Experiment, Measure, Scale, register
 from everypool.study.measures import accuracy, agreement, multiply_adds, parameters, predicted
 from everypool.study.models import absolute, build_model, model_hash
+from everypool.study.nets import build_stand_in, check_gradient
 from everypool.study.train import fit
 from everypool.study.transforms import noisy, rotated, shifted
 from everypool.study.trial import Context, Trial, Value
-from everypool.surgery.find import chosen, find
+from everypool.surgery.find import Pooling, chosen, find
+from everypool.surgery.replacement import BLUR, Rule
 from everypool.surgery.swap import swap
 
 __all__ = ["EXPERIMENT", "ORIGINAL", "described", "prepared", "stratified"]
 
 ORIGINAL = "original"  # beside names of poolings: the model as it is
+WINDOW = "kernel_size", "stride", "padding", "dilation", "ceil_mode"
 SHARE = 0.2
 SHIFTS = 1, 2, 4
 ANGLES = 10, 20, 30
@@ -103,6 +109,7 @@ def described(settings: Mapping[str, Value], samples: Samples, *, seeds: int = 8
         full=scale,
         quick=scale,
         nd=samples.nd,
+        check_variant=functools.partial(check_variant, settings=settings, samples=samples),
     )
 
 
@@ -129,10 +136,37 @@ def network(trial: Trial, samples: Samples) -> nn.Module:
     if trial["model_hash"] != (found := model_hash(model)):
         got = check.Shown(f"{found!r} of {model!r}")
         raise check.invalid("model", f"what it was when the trial was planned ({trial['model_hash']!r})", got)
-    made = built(model, samples)
-    if trial.variant != ORIGINAL:
-        swap(made, {trial["where"]: trial.variant}, samples.inputs[:2])
-    return made
+    return with_pooling(built(model, samples), trial["where"], trial.variant, samples.inputs[:2])
+
+
+def with_pooling(model: nn.Module, where: str, variant: str, example: Tensor) -> nn.Module:
+    """Return the model with an operation in the places named, in which it has to fit."""
+    if variant == ORIGINAL:
+        return model
+    rule: Rule = variant if variant == BLUR or is_reducer(variant) else functools.partial(stand_in, variant)
+    swap(model, {where: rule}, example)
+    return model
+
+
+def is_reducer(variant: str) -> bool:
+    return find_named(split_settings("pool", variant)[0])[0].kind == "reducer"
+
+
+def stand_in(variant: str, place: Pooling) -> nn.Module:
+    """Return the operation for one place of the model."""
+    window: dict[str, Any] = {}
+    if place.kind == "sliding":
+        window = {name: place.window[name] for name in WINDOW if place.window.get(name) is not None}
+    elif place.kind == "adaptive":
+        window = {"output_size": place.window.get("output_size", tuple(place.output[2:]))}
+    return build_stand_in(variant, place.input, place.output, window)
+
+
+def check_variant(variant: str, *, settings: Mapping[str, Value], samples: Samples) -> None:
+    """Raise if the operation does not fit into the places named, or lets nothing be learned."""
+    with torch.random.fork_rng(devices=[]):
+        model = with_pooling(built(str(settings["model"]), samples), str(settings["where"]), variant, samples.inputs[:2])
+        check_gradient(variant, model.eval()(samples.inputs[:2].clone().requires_grad_()))
 
 
 def stratified(labels: Tensor, generator: torch.Generator, samples: Samples) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,13 @@ from everypool.study.picture.folds import reducer_scene
 from everypool.study.picture.modules import (
     blur_scene,
     cascade_scene,
+    context_scene,
     gated_scene,
     max_blur_scene,
     mixed_scene,
     retrieval_scene,
+    subsampling_scene,
+    yolo_scene,
 )
 from everypool.study.picture.regions import levels_scene, region_scene
 from everypool.study.picture.scene import Scene
@@ -47,20 +50,19 @@ SCENES: dict[str, Callable[[Operation, Tensor], Scene]] = {
     "max_blur_pool": max_blur_scene,
     "mixed_pool": mixed_scene,
     "gated_pool": gated_scene,
+    "lenet_subsampling": subsampling_scene,
+    "yolo_spp": yolo_scene,
+    "pyramid_pooling_module": context_scene,
 }
-# modules whose picture is that of the pooling inside
-INSIDE = {
+INSIDE = {  # what is pooled in modules without a picture: it has one
     "corner_module": "corner",
     "center_module": "cross_max",
     "strip_module": "strip",
     "mixed_pooling_module": "strip",
     "spatial_pyramid_head": "spatial_pyramid",
-    "pyramid_pooling_module": "spatial_pyramid",
     "panet_head": "multi_level_roi",
     "gem_head": "gem",
     "global_average_head": "avg",
-    "lenet_subsampling": "avg",
-    "yolo_spp": "max",
     "hopfield_layer": "hopfield",
     "hopfield_pooling": "hopfield",
 }
@@ -80,9 +82,6 @@ def scene_of(text: str, x: Tensor, kernel: int = KERNEL) -> Scene:
     """
     name, colon, _ = text.partition(":")
     operation = find_operation(name)
-    inside = INSIDE.get(operation.name)
-    if inside is not None and not colon:
-        return scene_of(inside, x, kernel)
     if operation.kind == "reducer":
         return fold_scene(text, operation, x, kernel)
     if colon:
@@ -90,7 +89,9 @@ def scene_of(text: str, x: Tensor, kernel: int = KERNEL) -> Scene:
     if operation.name == "max_unpool":
         return unpool_scene(operation, x, kernel)
     if operation.name not in SCENES:
-        raise check.invalid("OP", "an operation that has a picture: " + ", ".join(drawable()), text)
+        inside = INSIDE.get(operation.name)
+        hint = f"; `everypool show {inside}` draws the pooling inside" if inside is not None else ""
+        raise check.invalid("OP", "an operation with a picture of its own", check.Shown(f"{text!r}, which has none{hint}"))
     return SCENES[operation.name](operation, x)
 
 

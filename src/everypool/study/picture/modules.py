@@ -14,6 +14,7 @@ from everypool.study.picture.folds import Function, liveliest, numbered, reducer
 from everypool.study.picture.scene import (
     ACCENT,
     SECOND,
+    THIRD,
     Arrow,
     Box,
     Canvas,
@@ -27,9 +28,19 @@ from everypool.study.picture.scene import (
     plain,
     whole,
 )
-from everypool.study.picture.shapes import BLANK, arrow_over, cell_box, titled
+from everypool.study.picture.shapes import BLANK, arrow_over, bin_grid, cell_box, titled
 
-__all__ = ["blur_scene", "cascade_scene", "gated_scene", "max_blur_scene", "mixed_scene", "retrieval_scene"]
+__all__ = [
+    "blur_scene",
+    "cascade_scene",
+    "context_scene",
+    "gated_scene",
+    "max_blur_scene",
+    "mixed_scene",
+    "retrieval_scene",
+    "subsampling_scene",
+    "yolo_scene",
+]
 
 
 def cascade_scene(operation: Operation, x: Tensor) -> Scene:
@@ -250,6 +261,99 @@ def gated_scene(operation: Operation, x: Tensor) -> Scene:
     with torch.no_grad():
         module.weight.fill_(0.1)
     return window_scene(operation, "Gated pooling", module, x, "w = 0.1: the brighter a window, the nearer to its maximum")
+
+
+def subsampling_scene(operation: Operation, x: Tensor) -> Scene:
+    """Sums of windows, weighted, shifted and squashed."""
+    module = everypool.LeNetSubsampling(1)
+    with torch.no_grad():
+        module.weight.fill_(0.05)
+        module.bias.fill_(-1.0)
+    scene = window_scene(operation, "LeNet's subsampling", module, x, "weight = 0.05, bias = −1, before f")
+    return replace(
+        scene,
+        main=(scene.main[0], with_limits(scene.main[1], -1.7159, 1.7159), scene.main[2]),
+        detail=(scene.detail[0], with_limits(scene.detail[1], -1.7159, 1.7159), *scene.detail[2:]),
+    )
+
+
+def with_limits(canvas: Canvas, low: float, high: float) -> Canvas:
+    """Return the canvas with its images drawn from black at `low` to white at `high`."""
+    return replace(canvas, layers=tuple(replace(layer, limits=(low, high)) for layer in canvas.layers))
+
+
+WINDOWS = ((5, THIRD), (9, SECOND), (13, ACCENT))  # of YOLO's SPP
+
+
+def yolo_scene(operation: Operation, x: Tensor) -> Scene:
+    """The map and its maxima in windows of 5, 9 and 13 cells, put side by side; convolutions left out."""
+    height, width = x.shape[-2:]
+    maps = [x, *(everypool.max_pool(x, k, 1, k // 2) for k, _ in WINDOWS)]
+    row, column = height // 2, width // 2
+    boxes = tuple(Box(column - k // 2, row - k // 2, column + k // 2 + 1, row + k // 2 + 1, colour, 3) for k, colour in WINDOWS)
+
+    def joined(t: Tensor) -> Tensor:
+        return torch.cat([t, *(everypool.max_pool(t, k, 1, k // 2) for k, _ in WINDOWS)], dim=1)
+
+    main = (
+        canvas_of(whole(plain(x), limits=BLANK), "Input", "windows of 5, 9 and 13 around one cell", boxes),
+        sheet_of(maps, "Output", "the map and its maxima: four channels for one"),
+        canvas_of(
+            whole(plain(gradient(joined, x)), look="counts"), "Gradient", "how many outputs each cell gave its value", bar=True
+        ),
+    )
+    names = ("x", *(f"max_pool(x, {k}, 1, {k // 2})" for k, _ in WINDOWS))
+    detail = tuple(canvas_of(whole(plain(y), limits=BLANK), name) for name, y in zip(names, maps, strict=True))
+    caption = "Every cell sees its surroundings at three sizes; the convolutions before and behind are left out"
+    return titled(operation, "YOLO's SPP", main, detail=detail, joins=("", "", ""), caption=caption, main_share=0.53)
+
+
+BINS = 1, 2, 3, 6  # of PSPNet's module
+
+
+def context_scene(operation: Operation, x: Tensor) -> Scene:
+    """The map and its averages over grids of bins, drawn up to its size; convolutions left out."""
+    height, width = x.shape[-2:]
+
+    def spread(t: Tensor, n: int) -> Tensor:
+        grid = everypool.adaptive_avg_pool(t, n)
+        return torch.nn.functional.interpolate(grid, t.shape[2:], mode="bilinear", align_corners=True)
+
+    def joined(t: Tensor) -> Tensor:
+        return torch.cat([spread(t, n) for n in BINS], dim=1)
+
+    maps = [spread(x, n) for n in BINS]
+    grids = tuple(bin_grid((height, width), n, colour, line) for n, colour, line in ((6, ACCENT, 1.5), (2, SECOND, 3.5)))
+    row, column = height // 3, width // 3
+    slope = gradient(lambda t: joined(t)[..., row, column], x)
+    main = (
+        canvas_of(whole(plain(x), limits=BLANK), "Input", "two of the grids: 2 × 2 and 6 × 6 bins", grids),
+        sheet_of(maps, "Output", "averages of 1, 4, 9 and 36 bins, beside the map"),
+        canvas_of(
+            whole(plain(slope), look="signed"), "Gradient", "of one cell of the averages", (cell_box(row, column),), bar=True
+        ),
+    )
+    detail = tuple(
+        canvas_of(whole(plain(y), limits=BLANK), f"{n} × {n} bins" if n > 1 else "the whole map")
+        for n, y in zip(BINS, maps, strict=True)
+    )
+    caption = "Averages over grids from coarse to fine tell each cell where it is; the convolutions are left out"
+    return titled(
+        operation, "Pyramid pooling module", main, detail=detail, joins=("", "", ""), caption=caption, main_share=0.53
+    )
+
+
+def sheet_of(maps: list[Tensor], title: str, note: str) -> Canvas:
+    """Four maps on one canvas, two by two."""
+    height, width = maps[0].shape[-2:]
+    gap = 0.04 * width
+    wide, high = (width - gap) / 2, (height - gap) / 2
+    corners = [(column * (wide + gap), row * (high + gap)) for row in range(2) for column in range(2)]
+    layers = tuple(
+        Layer(plain(y), (left, top, left + wide, top + high), limits=BLANK)
+        for y, (left, top) in zip(maps, corners, strict=True)
+    )
+    return Canvas((float(width), float(height)), layers, title, note)
 
 
 def window_scene(operation: Operation, title: str, module: Function, x: Tensor, caption: str) -> Scene:

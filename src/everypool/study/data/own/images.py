@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from everypool import _check as check
-from everypool.study.data.own.samples import MOST, Samples, error, fingerprint, samples
+from everypool.study.data.own.samples import MOST, Samples, error, fingerprint, is_hidden, samples
 
 __all__ = ["SIDE", "decoded", "folder"]
 
@@ -31,9 +31,10 @@ Source = Path | bytes
 def folder(root: Path, size: int | None) -> Samples:
     """Every folder in `root` is a class and bears its name; images may lie at any depth in it.
 
-    Hidden folders, links to folders within a class, and files that do not have an image's extension are not looked at.
+    Hidden folders and files at any depth, links to folders within a class, and files that do not have an image's extension
+    are not looked at. A file that lies there by several names counts once, so that none both trains and tests.
     """
-    kinds = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
+    kinds = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     if kinds and {kind.name.lower() for kind in kinds} <= PARTS:
         got = ", ".join(kind.name for kind in kinds)
         raise error("a folder with one folder per class (is it one of these?)", got, root)
@@ -41,15 +42,25 @@ def folder(root: Path, size: int | None) -> Samples:
         raise error("a folder with one folder per class, two at least", f"{len(kinds)} folder(s)", root)
     files: list[Path] = []
     labels: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    first_names: dict[tuple[int, int], str] = {}
     for number, kind in enumerate(kinds):
-        found = sorted(images_in(kind))
+        found: list[Path] = []
+        for path in sorted(images_in(kind)):
+            name = path.relative_to(root).as_posix()
+            key = identity(path)
+            known = name if key is None else first_names.setdefault(key, name)
+            if known == name:
+                found.append(path)
+            else:
+                skipped.append((readable(name), f"the same file as {readable(known)}"))
         if not found:
             raise error("of classes that have samples", f"no image in {kind.name!r}", root)
         files += found
         labels += [number] * len(found)
     names = [path.relative_to(root).as_posix() for path in files]
     inputs, kept, failed = decoded(files, size, root)
-    skipped = [(readable(names[n]), why) for n, why in failed]
+    skipped += [(readable(names[n]), why) for n, why in failed]
     there = torch.tensor(labels)[kept]
     for number, kind in enumerate(kinds):
         if not (there == number).any():
@@ -64,10 +75,20 @@ def images_in(kind: Path) -> Iterator[Path]:
     def stop(problem: OSError) -> None:
         raise problem
 
-    for place, _, names in os.walk(kind, onerror=stop):
+    for place, folders, names in os.walk(kind, onerror=stop):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 yield Path(place, name)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from others whatever it is called; None of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def readable(name: str) -> str:

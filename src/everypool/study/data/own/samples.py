@@ -14,7 +14,7 @@ from torch import Tensor
 
 from everypool import _check as check
 
-__all__ = ["MOST", "Samples", "encoded", "error", "fingerprint", "samples", "scaled"]
+__all__ = ["MOST", "Samples", "encoded", "error", "fingerprint", "is_hidden", "samples", "scaled"]
 
 MOST = 2**30  # numbers of a whole set, 4 GiB of them; larger ones are refused rather than begun
 
@@ -40,6 +40,11 @@ class Samples:
     fingerprint: str
     nd: int
     source: str
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a folder of that name is kept out of sight, such as .ipynb_checkpoints or __MACOSX."""
+    return name.startswith((".", "__"))
 
 
 def error(rule: str, got: str, source: object) -> check.InvalidValue:
@@ -70,6 +75,9 @@ def encoded(labels: Any, names: Sequence[str], source: object) -> tuple[Tensor, 
         source: for errors.
     """
     rule = "labelled by an integer or a string per sample"
+    if isinstance(labels, list) and all(isinstance(item, (str, bytes)) for item in labels):
+        texts = [item if isinstance(item, str) else item.decode("utf-8", "replace") for item in labels]
+        labels = np.array(texts, dtype=object)  # as NumPy's own text they would lose zeros at their end
     try:
         labels = np.asarray(labels)
     except ValueError as problem:  # lists of several lengths
@@ -81,10 +89,10 @@ def encoded(labels: Any, names: Sequence[str], source: object) -> tuple[Tensor, 
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind == "f":
-        if not np.isfinite(labels).all() or (labels != np.round(labels)).any():
-            raise error(rule, "labels that are not whole numbers", source)
+        if not np.isfinite(labels).all() or (labels != np.round(labels)).any() or (abs(labels) > 2.0**53).any():
+            raise error(rule, "labels that are not whole numbers, or too large to be told apart", source)
         labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iubU":
+    if labels.dtype.kind not in "iubU" and not all(isinstance(item, str) for item in labels):
         raise error(rule, f"labels of type {labels.dtype}", source)
     found, numbers = np.unique(labels, return_inverse=True)
     classes = [str(item) for item in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from everypool import _check as check
 from everypool.study.data.own.arrays import arranged
 from everypool.study.data.own.images import decoded
-from everypool.study.data.own.samples import MOST, Samples, encoded, error, fingerprint, samples
+from everypool.study.data.own.samples import MOST, Samples, encoded, error, fingerprint, is_hidden, samples
 
 __all__ = ["parquet"]
 
@@ -22,7 +22,8 @@ IMAGES = "image", "img"
 
 def parquet(path: Path, size: int | None, layout: str | None, nd: int | None) -> Samples:
     """Labels in `label`, and in `image` an encoded image (bytes, or a struct with `bytes` as Hugging Face's) or in `values` a
-    list of numbers, in lists of lists for more axes.
+    list of numbers, in lists of lists for more axes. Images that were in hidden folders or files, by their `path`, are not
+    looked at.
 
     Raises:
         ValueError: it is no such file.
@@ -62,10 +63,22 @@ def parquet(path: Path, size: int | None, layout: str | None, nd: int | None) ->
             raise error("of samples of one shape", " and ".join(map(str, sorted(shapes)[:3])), path)
         values = np.concatenate(parts) if parts else np.empty((0, 0))
         return samples(arranged(values, layout, nd, path), numbers, classes, source=path, fingerprint=content)
-    files = [content_of(item) for part in parts for item in part]
-    inputs, kept, failed = decoded(files, size, path)
-    skipped = [(f"row {number}", why) for number, why in failed]
-    return samples(inputs, numbers[kept], classes, source=path, fingerprint=content, skipped=skipped)
+    items = [item for part in parts for item in part]
+    rows = [number for number, item in enumerate(items) if not was_hidden(item)]
+    inputs, kept, failed = decoded([content_of(items[row]) for row in rows], size, path)
+    skipped = [(f"row {rows[number]}", why) for number, why in failed]
+    there = [rows[number] for number in kept]
+    return samples(inputs, numbers[there], classes, source=path, fingerprint=content, skipped=skipped)
+
+
+def was_hidden(item: Any) -> bool:
+    """Return whether an image came from a hidden file, or out of a hidden folder of the data's own."""
+    name = item.get("path") if isinstance(item, dict) else None
+    if not isinstance(name, str) or not name:
+        return False
+    place = PurePosixPath(name.replace("\\", "/"))
+    folders = () if place.is_absolute() else place.parts[:-1]  # the data may lie anywhere
+    return place.name.startswith(".") or any(is_hidden(part) for part in folders if part not in (".", ".."))
 
 
 def content_of(item: Any) -> bytes:
