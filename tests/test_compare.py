@@ -14,6 +14,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -297,6 +298,30 @@ def test_a_budget_is_obeyed_and_reported(tmp_path: Path):
         assert re.search(r"Partial: \d+ of 2000 trials were finished\.", done.stdout)
     else:
         assert (done.returncode, "No trial was finished" in done.stdout) == (1, True), done.stderr
+
+
+def test_diverged_training_is_no_result(tmp_path: Path):
+    """Said first, in the table, the report and the JSON; the exit code says that nothing else remains."""
+    numbers = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=numbers.integers(0, 255, (40, 8, 8), dtype=np.uint8), y=np.arange(40) % 2)
+    call = ("compare", "mine.npz", "--pool", "max,avg", "--seeds", "2", "--epochs", "2", "--rate", "1e30")
+    done = everypool(*call, folder=tmp_path)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [f"{v} diverged in 2 of 2 trials: its loss or weights were not finite." for v in ("max", "avg")]
+    assert re.search(r"^max \(diverged\) ", done.stdout, re.MULTILINE)
+    assert "no difference" not in done.stdout
+    assert "No conclusion: every trial diverged" in done.stdout
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<li>max diverged in 2 of 2 trials" in page
+    assert "max (diverged)" in page
+    record = json.loads(everypool(*call, "--json", folder=tmp_path).stdout)
+    assert record["diverged"] == {"max": [0, 1], "avg": [0, 1]}
+    assert all(trial["diverged"] for result in record["results"] for trial in result["trials"])
+    assert everypool("report", "--csv", "all.csv", folder=tmp_path).returncode == 0
+    header, *rows = (tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()
+    assert header.endswith(",diverged")
+    assert all(row.endswith(",yes") for row in rows if row.startswith("own,"))
 
 
 @pytest.mark.parametrize("command", [("compare", "--pool", "max,avg"), ("claims", "--quick", "--claim", "C4")])

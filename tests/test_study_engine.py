@@ -25,7 +25,8 @@ from everypool.study.executors.local import Local, device_of
 from everypool.study.experiment import Experiment, Measure, Scale, experiments, find, register
 from everypool.study.recall import recalled
 from everypool.study.store import Store
-from everypool.study.trial import Outcome, Trial, run
+from everypool.study.train import fit
+from everypool.study.trial import Context, Outcome, Trial, run
 
 ONE_EPOCH = (("epochs", 1),)
 OUTCOME = Outcome({"accuracy": 98.0, "loss": math.nan}, 1.0, "here")
@@ -219,6 +220,59 @@ def test_what_is_kept_is_not_run_again(tmp_path: Path):
         assert event.trial.key() in kept.load()[0]  # on the disk before anybody hears of it
     assert counting.ran == [trials[0], trials[1], trials[3]]
     assert finished_before(trials, kept)[1] == []
+
+
+class Steps(torch.nn.Module):
+    """Its loss is what it is told, step by step; its weight becomes what it is told in the end."""
+
+    def __init__(self, losses: list[float], weight: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.losses, self.last = iter(losses), weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return next(self.losses) + 0 * self.weight * x
+
+    def eval(self) -> Steps:
+        with torch.no_grad():
+            self.weight.fill_(self.last)
+        return super().eval()
+
+
+@pytest.mark.parametrize(
+    ("losses", "weight", "diverged"),
+    [
+        ([1.0, 2.0, 3.0], 1.0, False),
+        ([1e30, 1.0, 1.0], 1e30, False),
+        ([1.0, math.nan, 1.0], 1.0, True),
+        ([math.inf, 1.0, 1.0], 1.0, True),
+        ([1.0, 1.0, -math.inf], 1.0, True),
+        ([1.0, 1.0, 1.0], math.nan, True),
+        ([1.0, 1.0, 1.0], math.inf, True),
+    ],
+)
+def test_what_is_not_finite_is_told(losses: list[float], weight: float, diverged: bool):
+    """In any step, or in the weights at the end."""
+    marks: list[bool] = []
+    fit(
+        Steps(losses, weight), torch.ones(3, 1), torch.zeros(3), epochs=1, generator=torch.Generator(), batch=1,
+        context=Context(mark_diverged=lambda: marks.append(True)), loss=lambda output, target: output.sum(),
+    )  # fmt: skip
+    assert bool(marks) == diverged
+
+
+def test_a_diverged_trial_is_kept_as_one(tmp_path: Path):
+    kept = Store(tmp_path / "runs")
+    trials = [Trial("digits", "max", seed, ONE_EPOCH) for seed in range(2)]
+    for trial, diverged in zip(trials, (True, False), strict=True):
+        kept.add(trial, Outcome({"accuracy": 10.0, "loss": 1.0}, 1.0, "here", diverged))
+    rows, _ = kept.load()
+    assert [rows[trial.key()].outcome.diverged for trial in trials] == [True, False]
+    path = tmp_path / "runs" / f"digits-{trials[0].key()}.parquet"
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns("diverged"), path)  # as it was before the flag
+    assert not kept.load()[0][trials[0].key()].outcome.diverged
 
 
 def test_a_budget_ends_a_run():

@@ -151,6 +151,54 @@ def test_the_conclusion_claims_what_is_found_and_nothing_else():
     assert "higher for max" in study(center=LOWER, max=REFERENCE).conclusion()
 
 
+VARIANTS = ("max", "avg", "center")
+SEEDS = [(0,), (3, 5), tuple(range(8))]
+FATES = [
+    dict(zip(names, seeds, strict=True))
+    for count in range(1, 4)
+    for names in itertools.combinations(VARIANTS, count)
+    for seeds in itertools.product(SEEDS, repeat=count)
+]
+
+
+@pytest.mark.parametrize("fate", FATES, ids=str)
+@pytest.mark.parametrize("known_by", ["flag", "loss"])
+def test_of_what_has_diverged_nothing_is_concluded(fate: dict[str, tuple[int, ...]], known_by: str):
+    """Any of the variants in any of the seeds: it is named, marked, and neither different nor alike."""
+    made = study(max=REFERENCE, avg=LIKE_IT, center=LOWER)
+    for variant, seeds in fate.items():
+        for seed in seeds:
+            old = made.outcomes[variant][seed]
+            loss = {"loss": math.nan} if known_by == "loss" else {}
+            made.outcomes[variant][seed] = Outcome({**old.measures, **loss}, 1.0, "", known_by == "flag")
+    assert made.diverged_seeds() == {v: fate[v] for v in VARIANTS if v in fate}
+    assert [text.partition(":")[0] for text in made.divergences()] == [
+        f"{v} diverged in {len(fate[v])} of 8 trials" for v in VARIANTS if v in fate
+    ]
+    said = made.conclusion()
+    tested = [v for v in VARIANTS[1:] if v not in fate and "max" not in fate]
+    assert {d.variant for d in made.differences()} == set(tested)
+    assert ("difference" in said) == bool(tested), said
+    assert "none of the others" not in said
+    assert not any(f"{v} shows no" in said or f"difference for {v}" in said for v in fate), said
+    assert ("lower for center" in said) == ("center" in tested), said
+    assert all("diverged" in part for part in said.split(". ")[:1]), said
+    assert ("No conclusion" in said) == (not tested)
+    for row in made.rows():
+        assert row.label == (f"{row.variant} (diverged)" if row.variant in fate else row.variant)
+        assert (row.mark("shift") != "") == (row.variant == "center" and "center" in tested)
+    assert made.has_only_diverged == (fate == dict.fromkeys(VARIANTS, tuple(range(8))))
+    record = made.record()
+    assert record["diverged"] == {v: list(seeds) for v, seeds in fate.items()}
+    for result in record["results"]:
+        marked = tuple(trial["seed"] for trial in result["trials"] if trial["diverged"])
+        assert marked == fate.get(result["variant"], ())
+    checks = [Check("C1", "", "made up", v, "max", "shift", -1) for v in VARIANTS[1:]]
+    for check, verdict in zip(checks, judge(checks, {"made up": made}), strict=True):
+        assert (verdict.verdict == claims.NOT_TESTED) == (check.treatment not in tested)
+        assert ("diverged" in verdict.why) == (check.treatment not in tested)
+
+
 def test_too_little_gives_no_conclusion():
     assert study(max=[1.0]).conclusion() == "There is only one variant, so there is nothing to compare."
     assert study(max=[1.0], avg=[50.0]).conclusion().startswith("No conclusion")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from everypool import _check as check
 from everypool.cli.extras import install_command
-from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, run_studies, writable
+from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, print_divergences, run_studies, writable
 from everypool.study.checks import CHECKS, CLAIMS, UNTESTED
 from everypool.study.claims import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, Check, Verdict, judge
 from everypool.study.engine import Deadline
@@ -105,6 +105,8 @@ def command(
             print(json.dumps({"verdicts": [record(v) for v in verdicts], "untested": UNTESTED}, allow_nan=False, indent=1))
         else:
             wide = Console()
+            for study in studies.values():
+                print_divergences(wide, study)
             print_verdicts(wide, verdicts, studies)
             wide.print(counted(verdicts), highlight=False)
             wide.print(f"Report: {output}", highlight=False, markup=False)
@@ -113,7 +115,9 @@ def command(
                 f"everypool claims: {trial.experiment}, {trial.variant}, seed {trial.seed}, failed: {message.strip()}",
                 file=sys.stderr,
             )
-        return 130 if stop() else 1 if failures else 0
+        finished = [study for study in studies.values() if study.finished]
+        nothing_left = bool(finished) and all(study.has_only_diverged for study in finished)
+        return 130 if stop() else 1 if failures or nothing_left else 0
 
 
 def planned(checks: Sequence[Check], quick: bool) -> tuple[dict[str, Study], dict[str, list[str]]]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from everypool import _check as check
-from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, run_studies, writable
+from everypool.cli.running import NOTHING, Stop, command_line, cores, duration, print_divergences, run_studies, writable
 from everypool.study.engine import Deadline
 from everypool.study.executors import Executor
 from everypool.study.executors import executor as executor_of
@@ -229,7 +229,7 @@ def carry_out(
         return 1
     for trial, message in study.failures + (cost.failures if cost is not None else []):
         print(f"everypool compare: {trial.variant}, seed {trial.seed}, failed: {message.strip()}", file=sys.stderr)
-    return 130 if stop() else 1 if study.failures else 0
+    return 130 if stop() else 1 if study.failures or study.has_only_diverged else 0
 
 
 def results_table(study: Study, cost: Study | None = None) -> Table:
@@ -244,7 +244,7 @@ def results_table(study: Study, cost: Study | None = None) -> Table:
             table.add_column(heading, justify="right", no_wrap=True)
     costs_of = {row.variant: row for row in cost.rows()} if cost is not None else {}
     for row in study.rows():
-        cells = [row.variant, *(f"{shown(row.intervals[name])} {row.mark(name) or ' '}" for name in study.judged)]
+        cells = [row.label, *(f"{shown(row.intervals[name])} {row.mark(name) or ' '}" for name in study.judged)]
         if study.experiment.sample is not None:
             own = costs_of.get(row.variant)
             cells += ["—" if own is None else amount(own.intervals[name]) for name in COLUMNS]
@@ -269,11 +269,10 @@ def print_study(study: Study, cost: Study | None, output: Path | None, as_json: 
         print(json.dumps(record, allow_nan=False, indent=1))
         return
     console = Console()
+    print_divergences(console, study)
     console.print(results_table(study, cost))
     if study.finished < study.planned:
         console.print(f"Partial: {study.finished} of {study.planned} trials were finished.", highlight=False)
-    for variant in study.diverged():
-        console.print(f"{variant} did not learn in every trial: its loss was not finite.", highlight=False, markup=False)
     console.print(study.conclusion(), highlight=False, markup=False)
     if output is not None:
         console.print(f"Report: {output}", highlight=False, markup=False)

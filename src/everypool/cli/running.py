@@ -23,7 +23,7 @@ from everypool.study.store import Store
 from everypool.study.summary import Study
 from everypool.study.trial import Trial
 
-__all__ = ["NOTHING", "Stop", "command_line", "cores", "duration", "run_studies", "writable"]
+__all__ = ["NOTHING", "Stop", "command_line", "cores", "duration", "print_divergences", "run_studies", "writable"]
 
 NOTHING = "the budget was too short for a single trial; no report is written"
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -113,6 +113,12 @@ def run_studies(
         for event in work_off(waiting, executor, store, stopped):
             take(event, by_name[event.trial.experiment])
             advance(event)
+
+
+def print_divergences(console: Console, study: Study) -> None:
+    """Say before all results which variants have diverged."""
+    for text in study.divergences():
+        console.print(text, style="bold red", highlight=False, markup=False)
 
 
 def take(event: Event, study: Study) -> None:

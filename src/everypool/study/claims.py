@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from everypool.study.statistics import Difference, adjusted
-from everypool.study.summary import Study
+from everypool.study.summary import Study, listed
 
 __all__ = ["NOT_SUPPORTED", "NOT_TESTED", "NO_DIFFERENCE", "SUPPORTED", "Check", "Verdict", "judge"]
 
@@ -60,18 +60,27 @@ def judge(checks: Sequence[Check], studies: Mapping[str, Study]) -> list[Verdict
         checks: of all claims that are asked about.
         studies: the studies by the name of their experiment; a check whose study is missing or empty is "not tested".
     """
-    measured = []
+    measured, whys = [], []
     for check in checks:
         study = studies.get(check.experiment)
-        measured.append(study.difference(check.treatment, check.control, check.measure) if study is not None else None)
+        whys.append("its experiment was not run" if study is None else divergence(check, study))
+        compared = study is not None and not whys[-1]
+        measured.append(study.difference(check.treatment, check.control, check.measure) if study and compared else None)
     corrected = iter(adjusted([d for d in measured if d is not None]))
-    return [verdict(check, None if d is None else next(corrected)) for check, d in zip(checks, measured, strict=True)]
+    found = [None if d is None else next(corrected) for d in measured]
+    return [verdict(check, d, why) for check, d, why in zip(checks, found, whys, strict=True)]
 
 
-def verdict(check: Check, found: Difference | None) -> Verdict:
+def divergence(check: Check, study: Study) -> str:
+    """Return which of the two variants has diverged in any trial, if one has."""
+    names = [name for name in (check.treatment, check.control) if name in study.diverged_seeds()]
+    return f"{listed(names)} diverged: loss or weights were not finite" if names else ""
+
+
+def verdict(check: Check, found: Difference | None, why: str) -> Verdict:
     """A find in the direction of the claim supports it, one in the other direction speaks against it."""
     if found is None:
-        return Verdict(check, None, NOT_TESTED, "its experiment was not run")
+        return Verdict(check, None, NOT_TESTED, why)
     if found.interval.count == 0 or (not found.exact and found.interval.count < 2):
         return Verdict(check, None, NOT_TESTED, f"{found.interval.count} pair(s) of trials were finished")
     if not found.found:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from everypool.study import claims, provenance, report, tables
 from everypool.study.report import Page
-from everypool.study.summary import Study
+from everypool.study.summary import Study, has_diverged
 from everypool.study.tables import Line, Table
 
 __all__ = ["csv", "markdown"]
 
-COLUMNS = "experiment", "variant", "seed", "measure", "unit", "value", "settings"
+COLUMNS = "experiment", "variant", "seed", "measure", "unit", "value", "settings", "diverged"
 JUDGING = (
     "Each comparison is made seed by seed: the same data, the same split and the same order of samples for both. A difference "
     "is found if its 95 % interval leaves out 0 and a paired permutation test gives p ≤ 0.05, corrected for all comparisons of "
@@ -36,10 +36,11 @@ def csv(studies: Sequence[Study], costs: Sequence[Study]) -> str:
         settings = json.dumps(provenance.public(study.scale.settings), sort_keys=True)
         for variant in study.variants:
             for seed, outcome in sorted(study.outcomes.get(variant, {}).items()):
+                diverged = "yes" if has_diverged(outcome) else ""
                 for name, measure in study.experiment.measures.items():
                     value = outcome.measures[name]
                     shown = repr(value) if math.isfinite(value) else ""
-                    writer.writerow((study.experiment.name, variant, seed, name, measure.unit, shown, settings))
+                    writer.writerow((study.experiment.name, variant, seed, name, measure.unit, shown, settings, diverged))
     return text.getvalue()
 
 

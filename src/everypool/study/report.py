@@ -110,7 +110,7 @@ def cost_of(page: Page, study: Study) -> Study | None:
 
 def notices(page: Page) -> list[str]:
     """What a reader must know before the results: what is missing, what failed, what cannot be told."""
-    said = []
+    said = [text for study in (*page.studies, *page.costs) for text in study.divergences()]
     missing = [study for study in page.studies if study.finished < study.planned]
     if page.interrupted and not missing:
         said.append(f"All trials were finished, but {page.interrupted} before the rest was measured.")
@@ -120,7 +120,6 @@ def notices(page: Page) -> list[str]:
         said.append(f"Partial: {where}{study.finished} of {study.planned} trials were finished{why}.")
     for study in (*page.studies, *page.costs):
         said += failures(study)
-        said += [f"{variant} did not learn in every trial: its loss was not finite." for variant in study.diverged()]
     for study in page.studies:
         pairs = max(
             (

@@ -88,6 +88,7 @@ class Store:
             "measures": list(outcome.measures.items()),
             "seconds": outcome.seconds,
             "machine": outcome.machine,
+            "diverged": outcome.diverged,
             "everypool": spec["everypool"],
             "torch": spec["torch"],
             "recipe": spec["recipe"],
@@ -95,6 +96,7 @@ class Store:
             "finished": datetime.now(timezone.utc),
         }
         kinds = {"seed": pa.int64(), "recipe": pa.int64(), "seconds": pa.float64(), "finished": pa.timestamp("us", tz="UTC")}
+        kinds["diverged"] = pa.bool_()
         kinds["measures"] = pa.map_(pa.string(), pa.float64())
         schema = pa.schema([(name, kinds.get(name, pa.string())) for name in values])
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def read(path: Path) -> Row | None:
         (values,) = pq.read_table(path, memory_map=False).to_pylist()
         settings: dict[str, Any] = json.loads(values["settings"])
         trial = Trial(values["experiment"], values["variant"], values["seed"], tuple(sorted(settings.items())))
-        outcome = Outcome(dict(values["measures"]), values["seconds"], values["machine"])
+        outcome = Outcome(dict(values["measures"]), values["seconds"], values["machine"], bool(values.get("diverged")))
         return Row(values["key"], trial, outcome, values["everypool"], values["torch"], values["recipe"], values["command"])
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

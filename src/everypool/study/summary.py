@@ -11,17 +11,23 @@ from everypool.study.experiment import Experiment, Measure, Scale
 from everypool.study.statistics import FEWEST, Difference, Interval, adjusted, difference, interval, signed
 from everypool.study.trial import Outcome, Trial
 
-__all__ = ["Row", "Study", "known", "listed", "written"]
+__all__ = ["Row", "Study", "has_diverged", "known", "listed", "written"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its results over seeds, and how it differs from the first."""
+    """One variant: its results over seeds, how it differs from the first, and the seeds with which its training diverged."""
 
     variant: str
     intervals: dict[str, Interval]
     differences: dict[str, Difference]
     outcomes: dict[int, Outcome]
+    diverged: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return f"{self.variant} (diverged)" if self.diverged else self.variant
 
     def mark(self, measure: str) -> str:
         """Which way it differs from the first variant, if it does."""
@@ -87,32 +93,64 @@ class Study:
         )  # fmt: skip
 
     def differences(self) -> list[Difference]:
-        """Each variant against the first in each judged measure, corrected together."""
-        return adjusted([self.difference(v, self.variants[0], m) for m in self.judged for v in self.variants[1:]])
-
-    def diverged(self) -> list[str]:
-        """Variants with a trial whose last loss was not finite."""
-        if "loss" not in self.experiment.measures:
+        """Each variant against the first in each judged measure, corrected together; none of what has diverged."""
+        reference, *others = [v for v in self.variants if v not in self.diverged_seeds()] or [""]
+        if reference != self.variants[0]:
             return []
+        return adjusted([self.difference(v, reference, m) for m in self.judged for v in others])
+
+    def diverged_seeds(self) -> dict[str, tuple[int, ...]]:
+        """Return, of every variant that has such, the seeds with which a loss or a weight was not finite."""
+        found = {
+            variant: tuple(seed for seed, outcome in sorted(self.outcomes.get(variant, {}).items()) if has_diverged(outcome))
+            for variant in self.variants
+        }
+        return {variant: seeds for variant, seeds in found.items() if seeds}
+
+    def divergences(self) -> list[str]:
+        """Return a sentence for each variant that has diverged."""
         return [
-            v for v in self.variants if any(not math.isfinite(o.measures["loss"]) for o in self.outcomes.get(v, {}).values())
+            f"{variant} diverged in {len(seeds)} of {len(self.outcomes[variant])} trials: its loss or weights were not finite."
+            for variant, seeds in self.diverged_seeds().items()
         ]
 
+    @property
+    def has_only_diverged(self) -> bool:
+        """Whether trials were finished, and all of them diverged."""
+        return bool(self.finished) and sum(map(len, self.diverged_seeds().values())) == self.finished
+
     def rows(self) -> list[Row]:
-        differences = self.differences()
+        differences, diverged = self.differences(), self.diverged_seeds()
         rows = []
         for variant in self.variants:
             intervals = {
                 name: interval(self.values(variant, name), overlap=self.experiment.overlap) for name in self.experiment.measures
             }
             own = {d.measure: d for d in differences if d.variant == variant}
-            rows.append(Row(variant, intervals, own, dict(sorted(self.outcomes.get(variant, {}).items()))))
+            outcomes = dict(sorted(self.outcomes.get(variant, {}).items()))
+            rows.append(Row(variant, intervals, own, outcomes, diverged.get(variant, ())))
         return rows
 
     def conclusion(self) -> str:
-        """One sentence that claims no more than the paired comparisons allow."""
+        """One sentence that claims no more than the paired comparisons allow; before it, what has diverged."""
         if not self.finished:
             return "No trial was finished, so there is nothing to conclude."
+        diverged = list(self.diverged_seeds())
+        if self.has_only_diverged:
+            return "No conclusion: every trial diverged, its loss or weights were not finite."
+        if self.variants[0] in diverged and len(self.variants) > 1:
+            return f"No conclusion: {self.variants[0]}, with which the others are compared, diverged."
+        if diverged and len(diverged) == len(self.variants) - 1:
+            return f"No conclusion: {listed(diverged)} diverged."
+        said = self.compared_conclusion()
+        return (
+            f"{listed(diverged)} diverged, so nothing is concluded of {'it' if len(diverged) == 1 else 'them'}. {said}"
+            if diverged
+            else said
+        )
+
+    def compared_conclusion(self) -> str:
+        """Return the sentence on the variants that have not diverged."""
         differences = self.differences()
         if not differences:
             return "There is only one variant, so there is nothing to compare."
@@ -127,8 +165,8 @@ class Study:
             clauses = [self.clause([d for d in differences if d.measure == measure]) for measure in self.judged]
             said = ", and ".join(clauses)
         else:
-            alone = len(self.variants) == 2
-            who = f"{self.variants[1]} shows no" if alone else "none of the others shows a"
+            others = list(dict.fromkeys(d.variant for d in differences))
+            who = f"{others[0]} shows no" if len(others) == 1 else "none of the others shows a"
             said = f"{who} difference in {listed(list(names.values()), 'or')}"
         suffix = "" if len(differences) == 1 else f", corrected for {len(differences)} comparisons"
         return f"Compared with {self.variants[0]} over {seeds} seeds, {said} (paired permutation tests{suffix})."
@@ -160,12 +198,13 @@ class Study:
             "finished": self.finished,
             "planned": self.planned,
             "conclusion": self.conclusion(),
+            "diverged": {variant: list(seeds) for variant, seeds in self.diverged_seeds().items()},
             "results": [
                 {
                     "variant": row.variant,
                     "measures": {measure: known(asdict(spread)) for measure, spread in row.intervals.items()},
                     "trials": [
-                        {"seed": seed, "seconds": outcome.seconds, **known(outcome.measures)}
+                        {"seed": seed, "seconds": outcome.seconds, "diverged": has_diverged(outcome), **known(outcome.measures)}
                         for seed, outcome in row.outcomes.items()
                     ],
                 }
@@ -178,6 +217,11 @@ class Study:
             ],
             "failures": [{"variant": trial.variant, "seed": trial.seed, "message": text} for trial, text in self.failures],
         }  # fmt: skip
+
+
+def has_diverged(outcome: Outcome) -> bool:
+    """Return whether a loss or a weight was not finite; of trials from before that was noted their last loss tells."""
+    return outcome.diverged or not math.isfinite(outcome.measures.get("loss", 0.0))
 
 
 def written(found: Difference, measure: Measure) -> str:

@@ -132,7 +132,7 @@ def results(study: Study, rows: Sequence[Row], cost: Study | None) -> Table:
         nothing = Interval(math.nan, math.nan, math.nan, 0)
         heads.append(heading(measure))
         columns.append(column(measure, [paid[v][name] if v in paid else nothing for v in study.variants]))
-    return Table(heads, [(row.variant, [cells[i] for cells in columns]) for i, row in enumerate(rows)])
+    return Table(heads, [(row.label, [cells[i] for cells in columns]) for i, row in enumerate(rows)])
 
 
 def column(measure: Measure, intervals: Sequence[Interval], marks: Sequence[str] = ()) -> list[Cell]:

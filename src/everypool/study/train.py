@@ -32,6 +32,8 @@ def fit(
 ) -> float:
     """Train the model in place, and leave it on the context's device in evaluation mode.
 
+    The context is told of a loss or of weights that are not finite.
+
     Args:
         model: what to train.
         inputs: the training samples.
@@ -57,7 +59,7 @@ def fit(
     trained: Any = model
     if fabric is not None:
         trained, optimizer = fabric.setup(model, optimizer)
-    value = torch.zeros(())
+    value, finite = torch.zeros(()), torch.ones((), dtype=torch.bool, device=device)
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(targets), generator=generator)
         for chosen in order.split(batch):
@@ -65,12 +67,16 @@ def fit(
                 chosen = chosen[fabric.global_rank :: fabric.world_size]
             optimizer.zero_grad()
             value = loss(trained(*given(inputs, chosen, device)), targets[chosen].to(device))
+            finite = finite & value.detach().isfinite()
             value.backward() if fabric is None else fabric.backward(value)
             optimizer.step()
             cycle.step()
         epoch_done(epoch)
         context.tick(epoch / epochs)
     model.eval()
+    states = [state for state in (*model.parameters(), *model.buffers()) if state.is_floating_point()]
+    if not (bool(finite) and all(bool(state.detach().isfinite().all()) for state in states)):
+        context.mark_diverged()
     return value.item()
 
 

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -69,20 +69,26 @@ class Context:
         tick: told how much of the trial is done, from 0 to 1.
         device: where to compute.
         fabric: a launched `lightning.fabric.Fabric` that spreads the training of this one trial over processes, if any.
+        mark_diverged: told when a loss or a weight is not finite.
     """
 
     tick: Callable[[float], None] = lambda done: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fabric: Any = None
+    mark_diverged: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The measures by name (NaN where one could not be taken), the processor seconds spent, and where."""
+    """The measures by name (NaN where one could not be taken), the processor seconds spent, and where.
+
+    It is `diverged` if a loss or a weight was not finite in training.
+    """
 
     measures: dict[str, float]
     seconds: float
     machine: str
+    diverged: bool = False
 
 
 def run(trial: Trial, context: Context | None = None) -> Outcome:
@@ -96,11 +102,12 @@ def run(trial: Trial, context: Context | None = None) -> Outcome:
     experiment = find(trial.experiment)
     began = time.process_time()
     torch.manual_seed(trial.seed)
-    measures = experiment.run(trial, context or Context())
+    marks: list[bool] = []
+    measures = experiment.run(trial, replace(context or Context(), mark_diverged=lambda: marks.append(True)))
     if set(measures) != set(experiment.measures):
         raise check.invalid("measures", f"those of {trial.experiment}, {sorted(experiment.measures)}", sorted(measures))
     values = {name: float(value) for name, value in measures.items()}
-    return Outcome(values, time.process_time() - began, f"{platform.node()}, {platform.machine()}")
+    return Outcome(values, time.process_time() - began, f"{platform.node()}, {platform.machine()}", bool(marks))
 
 
 def known(value: float) -> float | None:
