@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
+from everypool.backends.layout import add_batch_axis
 from everypool.pool import finished, prepared
 from everypool.windows import Sliding
 
@@ -27,7 +28,7 @@ class SpatialBlock(nn.Module):
         """Pool (N, C, *spatial) or (C, *spatial); mask and sizes as in `everypool.pool`."""
         single = isinstance(input, Tensor) and input.dim() == self.nd + 1
         if single:
-            input = input.unsqueeze(0)
+            input = add_batch_axis(input)
             mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
             sizes = sizes.unsqueeze(0) if isinstance(sizes, Tensor) else sizes if sizes is None else [sizes]
         x, mask, sizes = prepared(input, Sliding(1), self.nd, mask, sizes)

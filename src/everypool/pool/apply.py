@@ -13,7 +13,7 @@ from everypool import _check as check
 from everypool._memo import MOST, made, plain
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import choose
-from everypool.backends.layout import in_pixels
+from everypool.backends.layout import add_batch_axis, make_format_key
 from everypool.backends.work import operations_of
 from everypool.pool.checks import prepared
 from everypool.pool.folding import existing, finished
@@ -75,7 +75,7 @@ def call(
     if mask is None and sizes is None and choose().name == "cpu" and cpu.suits(input):
         types = plain(settings + arguments)
         shape = input.shape
-        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
+        key = (reducer, settings, windows, arguments, types, nd, shape, input.dtype, make_format_key(input))
         entry = CALLS.get(key) if types is not None else None
         if entry is not None:
             found = entry(input, entry.reducer)
@@ -120,7 +120,7 @@ def apply(
         return counted(input, reducer, windows, nd=nd, mask=mask, sizes=sizes, return_mask=return_mask)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     if single:
-        input = input.unsqueeze(0)
+        input = add_batch_axis(input)
         mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
         sizes = sizes.unsqueeze(0) if isinstance(sizes, Tensor) else sizes if sizes is None else [sizes]
     tensors, mask, sizes = prepared(input, windows, nd, mask, sizes)

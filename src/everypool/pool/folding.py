@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from everypool.backends import counter, cpu, triton
 from everypool.backends.axes import traced
 from everypool.backends.choose import Choice, choose
-from everypool.backends.eager import Folds
-from everypool.backends.layout import Layout, in_pixels
+from everypool.backends.eager import Folds, plain_autograd
+from everypool.backends.layout import Layout, compute_strides, in_pixels, lay_out
 
 if TYPE_CHECKING:
     from everypool.pool.records import Reducer
@@ -111,8 +110,17 @@ def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
 
 
 def finished(y: Tensor, input: Tensor) -> Tensor:
-    """y in the input's memory layout."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
-    if last is None or y.dim() != input.dim() or input.is_contiguous() or not input.is_contiguous(memory_format=last):
-        return y.contiguous()
-    return y.contiguous(memory_format=last)
+    """Return y in the memory format that torch gives results of the batch `input`, see `in_pixels`."""
+    pixels = y.dim() == input.dim() and in_pixels(input)
+    if plain_autograd():  # transforms know no format by its name, and what they hide may lie in any order
+        return y.movedim(1, -1).contiguous().movedim(-1, 1) if pixels else y.contiguous()
+    strides = compute_strides(y.shape, pixels)
+    if y.stride() == strides:
+        return y
+    y = lay_out(y, pixels)
+    if y.stride() == strides:
+        return y
+    # one channel, one position or no element: the order in memory is right, its strides may be those of the other format
+    ordered = y.movedim(1, -1) if pixels else y
+    ordered = ordered.flatten().view(ordered.shape)
+    return ordered.movedim(-1, 1) if pixels else ordered

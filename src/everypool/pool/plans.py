@@ -9,7 +9,7 @@ from torch import Tensor
 
 from everypool._memo import MOST, token
 from everypool.backends import cpu, triton
-from everypool.backends.layout import Layout, in_pixels
+from everypool.backends.layout import Layout, add_batch_axis, in_pixels, make_format_key
 from everypool.pool.checks import prepared
 from everypool.pool.folding import definition, single_definition
 from everypool.pool.records import Reducer, Windows
@@ -59,7 +59,7 @@ def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -
     """The whole call by a plan kept from one like it; None where the loops do not do it all at once."""
     shape = input.shape
     tokens = (token(reducer), token(windows))
-    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input))
+    key = (tokens, nd, shape, input.dtype, make_format_key(input))
     entry = PLANS.get(key)
     if entry is None:
         if None in tokens:
@@ -76,7 +76,7 @@ def new_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) 
     if windows.many or not windows.folds:
         return nothing
     single = nd is not None and input.dim() == nd + 1
-    x, _, _ = prepared(input.detach().unsqueeze(0) if single else input.detach(), windows, nd, None, None)
+    x, _, _ = prepared(add_batch_axis(input.detach()) if single else input.detach(), windows, nd, None, None)
     reducer.check(x)
     layouts = windows.layouts(tuple(x.shape[2:]), None)
     try:
@@ -104,7 +104,7 @@ class FusedPlan:
         """The result, or None where the call must be made as if for the first time."""
         if not self.calls:
             return None
-        x = input.unsqueeze(0) if self.single else input
+        x = add_batch_axis(input) if self.single else input
         calls = self.calls
         if isinstance(calls[0].recipe.parameter, Tensor):
             calls = fused_calls(reducer, self.layouts, x, calls)
@@ -124,13 +124,13 @@ def fused_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None
     """The whole call by kernels that were prepared for one like it; None where they do not do it all."""
     shape = input.shape
     tokens = (token(reducer), token(windows))
-    key = (tokens, nd, shape, input.dtype, len(shape) > 3 and in_pixels(input), input.device)
+    key = (tokens, nd, shape, input.dtype, make_format_key(input), input.device)
     entry = FUSED.get(key)
     if entry is None:
         if None in tokens:
             return None
         single = nd is not None and input.dim() == nd + 1
-        x = input.detach().unsqueeze(0) if single else input.detach()
+        x = add_batch_axis(input.detach()) if single else input.detach()
         layouts: list[Layout] = []
         calls: tuple[triton.Fused, ...] = ()
         if windows.folds and not windows.many and x.numel() > 0:
