@@ -283,8 +283,8 @@ template <class T> struct Engine {
       const int64_t here = (v.high - v.low) * windows_below(f);
       int64_t* positions[L];
       if (!back && call.index[i]) {
-        for (int k = 0; k < L; ++k) positions[k] = static_cast<int64_t*>(call.index[i]) + (g.first + std::min(k, g.lanes - 1)) * f.out;
-        v.position = positions;
+        for (int k = 0; k < L; ++k) positions[k] = plane(static_cast<int64_t*>(call.index[i]), g.first + std::min(k, g.lanes - 1), f.out);
+        v.position = positions, v.ps = plan.pixels ? plan.C : 1;
       }
       if (back) {
         gather(static_cast<const T*>(call.grad[i]), g, f.out, v.y0, here, y);

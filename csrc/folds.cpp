@@ -286,7 +286,7 @@ bool max_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
     if (v.won)
       for (int i = 0; i < L; ++i) static_cast<int32_t*>(v.won)[o * v.as + i] = (int32_t)won[i];
     if (v.position)
-      for (int i = 0; i < v.planes; ++i) v.position[i][o] = won[i];
+      for (int i = 0; i < v.planes; ++i) v.position[i][o * v.ps] = won[i];
   }
   return false;
 }

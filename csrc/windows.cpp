@@ -27,7 +27,7 @@ bool run_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
         if constexpr (!std::is_void_v<I>)
           if (v.won && !Op::takes) store_index<I>(v.won, kept, splat<M>(-1));
         if (v.position)
-          for (int i = 0; i < v.planes; ++i) v.position[i][p.o] = -1;
+          for (int i = 0; i < v.planes; ++i) v.position[i][p.o * v.ps] = -1;
         if (save)
           for (int c = 0; c < Op::aux; ++c) storeu(v.aux + c * v.component + kept, splat<V>(1));
         continue;
@@ -79,7 +79,7 @@ bool run_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
             int64_t t = op.i[i];
             int64_t place = ((p.sd + t / (p.ch * p.cw) * f.axis[0].step) * H + p.sh + t / p.cw % p.ch * f.axis[1].step) * W +
                             p.sw + t % p.cw * f.axis[2].step;
-            v.position[i][p.o] = t < 0 ? -1 : place;
+            v.position[i][p.o * v.ps] = t < 0 ? -1 : place;
           }
       }
     }

@@ -17,6 +17,7 @@ template <class C> struct View {
   bool take = false;               // give the elements that have won
   void* won = nullptr;             // number of the maximum's tap, laid out as one component of aux
   int64_t* const* position = nullptr;  // one plane per lane, for returned indices
+  int64_t ps = 1;                  // from window to window of those
   int planes = 0;
   C* dx = nullptr;                 // laid out as x
   double* slope = nullptr;         // one per lane: gradient of the parameter

@@ -219,7 +219,7 @@ BAD: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("p of other channels", lambda: everypool.GeMPool2d(2, p=torch.ones(3), channels=5), ValueError, "channels"),
     ("p elsewhere", lambda: pool(X, Power(torch.ones(2, device="meta")), Global()), ValueError, "p"),
     ("learned sum at 0", lambda: pool(X, Power(ZERO, "sum", "abs"), Global()), ValueError, "p"),
-    ("one channel's sum at 0", lambda: everypool.lp_pool(X, torch.tensor([2.0, 0.0]), 2), ValueError, "p"),
+    ("one channel's sum at 0", lambda: everypool.lp_pool(X, torch.tensor([2.0, 0.0]), 2), ValueError, "norm_type"),
     ("learned log-sum at 0", lambda: pool(X, LogSumExp(ZERO, "sum"), Global()), ValueError, "r"),
     ("learned odd at 0", lambda: pool(X, Power(ZERO, signed="odd"), Global()), ValueError, "p"),
     ("learned odd below", lambda: pool(X, Power(torch.tensor([-1.0, 2.0]), signed="odd"), Global()), ValueError, "p"),

@@ -25,7 +25,7 @@ from everypool import _check as check
 from everypool.backends.axes import Axis, Keep
 from everypool.backends.context import find_obstacle, force_differentiable_ops, has_address
 from everypool.backends.gradients import by_definition
-from everypool.backends.layout import LAST, Layout
+from everypool.backends.layout import Layout, compute_strides, lay_out
 from everypool.backends.linear import LinearMap
 from everypool.backends.recipe import Recipe, parameter_values
 
@@ -125,8 +125,7 @@ Place = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides of a tensor
 
 
 def place(shape: tuple[int, ...], pixels: bool) -> Place:
-    contiguous = LAST[len(shape)] if pixels else torch.contiguous_format
-    return shape, torch.empty(shape, device="meta", memory_format=contiguous).stride()
+    return shape, compute_strides(shape, pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ class Plan:
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory layout of this plan."""
-        return x.contiguous(memory_format=LAST[x.dim()]) if self.pixels else x.contiguous()
+        return lay_out(x, True) if self.pixels else x.contiguous()
 
 
 def make_plan(
@@ -191,7 +190,7 @@ def make_plan(
     settings = [int(recipe.absolute), int(recipe.last), int(recipe.sum), int(recipe.plain_gradient), mask_channels]
     divisor = 1 if recipe.divisor is not None else 2 if recipe.cells else 0
     reals = (recipe.eps, float(recipe.divisor or 1))
-    start = [shape[0], shape[1], TYPES[dtype], int(pixels)]
+    start = [shape[0], shape[1], TYPES[dtype], int(pixels and shape[1] > 1)]  # the planes of one channel lie as pixels do
     try:
         handle = module.plan((*start, OPS[recipe.op], index, divisor, *settings, *axes), reals)
         back = handle
@@ -279,7 +278,7 @@ class Fold:
         parameter = self.parameter
         learns = torch.is_grad_enabled() and (x.requires_grad or (isinstance(parameter, Tensor) and parameter.requires_grad))
         ys = [plan.empty(out) for out in plan.outs]
-        positions = [torch.empty(shape, dtype=torch.int64, device=CPU) for shape, _ in plan.outs] if recipe.index else []
+        positions = [torch.empty_strided(*out, dtype=torch.int64, device=CPU) for out in plan.outs] if recipe.index else []
         kept = [torch.empty(n, dtype=torch.uint8, device=CPU) if learns and n else None for n in plan.kept]
         if not self._call(x, 1 if learns and recipe.op not in ("mean", "centre") else 0, ys, kept, positions):
             return None

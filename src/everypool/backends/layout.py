@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from everypool.backends.axes import Axis
-from everypool.backends.context import has_transforms
+from everypool.backends.context import fixed_shape
 
-__all__ = ["LAST", "Layout", "Native", "in_pixels", "prefix_mask"]
+__all__ = [
+    "LAST",
+    "Layout",
+    "Native",
+    "add_batch_axis",
+    "compute_strides",
+    "in_pixels",
+    "lay_out",
+    "make_format_key",
+    "prefix_mask",
+]
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -60,8 +72,51 @@ def prefix_mask(sizes: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 
 def in_pixels(x: Tensor) -> bool:
-    """Whether channels lie side by side in memory."""
-    last = LAST.get(x.dim())
-    if last is None or x.is_contiguous() or has_transforms():
+    """Return whether results of the batch x have their channels side by side in memory, as torch decides it.
+
+    torch's poolings ask the input's `suggest_memory_format`, which reads strides alone: slices of channels_last tensors keep
+    the format, and where one channel or one position makes both formats alike, the strides still say which it is. A line
+    (N, C, L) is a plane (N, C, 1, L) to torch.
+    """
+    strides = x.stride()
+    axis = len(strides) - 1
+    if not 2 <= axis <= 4 or strides[1] > strides[axis]:
         return False
-    return x.is_contiguous(memory_format=last)
+    shape = fixed_shape(x)
+    least = strides[1] * shape[1]
+    while axis > 1:
+        if strides[axis] < least:
+            return False
+        least = strides[axis] * shape[axis]
+        axis -= 1
+    return least <= strides[0] and least != strides[1] and strides[1] != 0 and 0 not in shape
+
+
+def make_format_key(x: Tensor) -> Any:
+    """Return what tells batches of one shape and of different `in_pixels` apart, sooner than it is known itself."""
+    strides = x.stride()
+    return len(strides) > 2 and strides[1] <= strides[-1] and strides
+
+
+def compute_strides(shape: Sequence[int], pixels: bool) -> tuple[int, ...]:
+    """Return the strides of a fresh tensor, with its channels side by side or contiguous."""
+    strides, step = [1] * len(shape), 1
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0) if pixels else reversed(range(len(shape))):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return tuple(strides)
+
+
+def lay_out(x: Tensor, pixels: bool) -> Tensor:
+    """Return x, or a copy of it that is dense in memory, with its channels side by side or contiguous."""
+    if not pixels:
+        return x.contiguous()
+    if x.dim() == 3:  # torch has no name for that format
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x.contiguous(memory_format=LAST[x.dim()])
+
+
+def add_batch_axis(x: Tensor) -> Tensor:
+    """Return x as a batch of one whose results are contiguous, as torch's are for a lone sample of any strides."""
+    batch = x.unsqueeze(0)
+    return batch.flatten(1).view(batch.shape) if in_pixels(batch) else batch

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from everypool import _check as check
+from everypool.backends.layout import add_batch_axis
 from everypool.module import PoolingModule
 from everypool.pool import finished, prepared
 from everypool.windows import Sliding
@@ -28,7 +29,7 @@ class SpatialBlock(PoolingModule):
         """Pool (N, C, *spatial) or (C, *spatial); mask and sizes as in `everypool.pool`."""
         single = isinstance(input, Tensor) and input.dim() == self.nd + 1
         if single:
-            input = input.unsqueeze(0)
+            input = add_batch_axis(input)
             mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
             sizes = sizes.unsqueeze(0) if isinstance(sizes, Tensor) else sizes if sizes is None else [sizes]
         x, mask, sizes = prepared(input, Sliding(1), self.nd, mask, sizes)

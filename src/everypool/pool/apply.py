@@ -14,7 +14,7 @@ from everypool._memo import MOST, made, plain
 from everypool._overrides import call_override, has_override
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import choose
-from everypool.backends.layout import in_pixels
+from everypool.backends.layout import add_batch_axis, make_format_key
 from everypool.backends.work import operations_of
 from everypool.pool.checks import prepared
 from everypool.pool.folding import existing, finished
@@ -80,8 +80,8 @@ def call(
             if nd is None and arguments:
                 nd = windows.axes_of(arguments[0])
             single = nd is not None and input.dim() == nd + 1
-            x = input.unsqueeze(0) if single else input
-            key = (reducer, settings, windows, arguments, types, nd, single, x.shape, x.dtype, in_pixels(x))
+            x = add_batch_axis(input) if single else input
+            key = (reducer, settings, windows, arguments, types, nd, single, x.shape, x.dtype, make_format_key(x))
             entry = CALLS.get(key)
             if entry is None:
                 if len(CALLS) >= MOST:
@@ -130,7 +130,7 @@ def apply(
         return counted(input, reducer, windows, **options)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
     if single:
-        input = input.unsqueeze(0)
+        input = add_batch_axis(input)
         mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
         sizes = sizes.unsqueeze(0) if isinstance(sizes, Tensor) else sizes if sizes is None else [sizes]
     tensors, mask, sizes = prepared(input, windows, nd, mask, sizes)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import Choice, choose
-from everypool.backends.context import find_obstacle, fixed_shape, has_transforms, is_tracing
+from everypool.backends.context import find_obstacle, fixed_shape, is_tracing, needs_differentiable_ops
 from everypool.backends.eager import Folds
-from everypool.backends.layout import LAST, Layout, in_pixels
+from everypool.backends.layout import Layout, compute_strides, in_pixels, lay_out
 
 if TYPE_CHECKING:
     from everypool.pool.records import Reducer
@@ -117,9 +117,17 @@ def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
 
 
 def finished(y: Tensor, input: Tensor) -> Tensor:
-    """y in the input's memory layout."""
-    if has_transforms():  # which know no memory layout
+    """Return y in the memory format that torch gives results of the batch `input`, see `in_pixels`."""
+    pixels = y.dim() == input.dim() and in_pixels(input)
+    if needs_differentiable_ops():  # transforms know no format by its name, and what they hide may lie in any order
+        return y.movedim(1, -1).contiguous().movedim(-1, 1) if pixels else y.contiguous()
+    strides = compute_strides(y.shape, pixels)
+    if y.stride() == strides:
         return y
-    if y.dim() == input.dim() and in_pixels(input):
-        return y.contiguous(memory_format=LAST[y.dim()])
-    return y.contiguous()
+    y = lay_out(y, pixels)
+    if y.stride() == strides:
+        return y
+    # one channel, one position or no element: the order in memory is right, its strides may be those of the other format
+    ordered = y.movedim(1, -1) if pixels else y
+    ordered = ordered.flatten().view(ordered.shape)
+    return ordered.movedim(-1, 1) if pixels else ordered

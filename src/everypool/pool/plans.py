@@ -9,7 +9,7 @@ from torch import Tensor
 
 from everypool._memo import MOST, token
 from everypool.backends import cpu, triton
-from everypool.backends.layout import Layout, in_pixels
+from everypool.backends.layout import Layout, add_batch_axis, in_pixels, make_format_key
 from everypool.pool.checks import prepared
 from everypool.pool.folding import definition, single_definition
 from everypool.pool.records import Reducer, Windows
@@ -63,8 +63,8 @@ def planned(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None) -
     if None in tokens:
         return None
     single = nd is not None and input.dim() == nd + 1
-    x = input.unsqueeze(0) if single else input
-    key = (tokens, nd, x.shape, x.dtype, in_pixels(x))
+    x = add_batch_axis(input) if single else input
+    key = (tokens, nd, x.shape, x.dtype, make_format_key(x))
     entry = PLANS.get(key)
     if entry is None:
         if len(PLANS) >= MOST:
@@ -125,8 +125,8 @@ def fused_plan(input: Tensor, reducer: Reducer, windows: Windows, nd: int | None
     if None in tokens:
         return None
     single = nd is not None and input.dim() == nd + 1
-    x = input.unsqueeze(0) if single else input
-    key = (tokens, nd, x.shape, x.dtype, in_pixels(x), x.device)
+    x = add_batch_axis(input) if single else input
+    key = (tokens, nd, x.shape, x.dtype, make_format_key(x), x.device)
     entry = FUSED.get(key)
     if entry is None:
         layouts: list[Layout] = []

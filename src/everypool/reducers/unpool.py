@@ -10,6 +10,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool._overrides import handle_overrides
 from everypool.backends.context import can_read_values
+from everypool.backends.layout import add_batch_axis
 from everypool.module import PoolingModule
 from everypool.pool import Operation, finished, register
 
@@ -71,7 +72,7 @@ def _unpooled(
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         raise check.wrong_type("indices", "an int64 tensor", indices)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1
-    x = check.batched("input", input.unsqueeze(0) if single else input, nd)
+    x = check.batched("input", add_batch_axis(input) if single else input, nd)
     nd = x.dim() - 2
     if indices.layout != torch.strided:
         raise check.wrong_type("indices", "a dense (strided) tensor", check.Shown(f"layout {indices.layout}"))

@@ -52,7 +52,10 @@ def on(x: Tensor) -> AbstractContextManager[Any]:
 
 def laid_out(like: Tensor, shape: Sequence[int], dtype: torch.dtype, last: bool | None = None) -> Tensor:
     """Fresh memory in the format of `like`, or with channels side by side if `last`."""
-    form = LAST[len(shape)] if (in_pixels(like) if last is None else last) else torch.contiguous_format
+    pixels = in_pixels(like) if last is None else last
+    if pixels and len(shape) == 3:
+        return torch.empty((shape[0], shape[2], shape[1]), dtype=dtype, device=like.device).transpose(1, 2)
+    form = LAST[len(shape)] if pixels else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=like.device, memory_format=form)
 
 
