@@ -20,6 +20,9 @@ BASE, OTHER, TALLER = range(3)  # what is traced; every spatial axis longer; the
 # all sizes differ: equal ones would be taken for one symbol
 SPATIAL = {1: ((9,), (13,), (13,)), 2: ((9, 5), (12, 8), (12, 5)), 3: ((8, 5, 4), (9, 6, 7), (9, 5, 4))}
 CHANNELS = 3
+# settings that differ from another in nothing that a recorded graph would see
+UNUSUAL = {"adaptive1d", "adaptive3d", "global3d", "function-adaptive", "function-global", "same", "wide", "scan2d"}
+UNUSUAL |= {"masked-scan", "masked-global", "sized-adaptive"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +33,22 @@ class Subject:
     setting: str
     build: Callable[[], nn.Module]
     make_arguments: Callable[[int], tuple[Any, ...]]
-    is_main: bool = False  # for ways that take seconds
-    is_usual: bool = True  # for ways that take a tenth of one
     is_learning: bool = False  # in training mode, where that differs
     has_convolutions: bool = False
 
     @property
     def id(self) -> str:
         return f"{self.record}-{self.setting}"
+
+    @property
+    def is_main(self) -> bool:
+        """The one setting of its record for ways that take seconds."""
+        return self.setting in ("2d", "sample", "align")
+
+    @property
+    def is_usual(self) -> bool:
+        """One of those for ways that take a tenth of a second."""
+        return self.setting not in UNUSUAL and "=" not in self.setting
 
     def module(self) -> nn.Module:
         """Copy the module, so that what a call does to it is not seen by another."""
@@ -171,41 +182,20 @@ def _of_reducer(row: Row) -> list[Subject]:
     ]
     masked = [("masked2d", Sliding(3, 2, 1), 2), ("masked-scan", Scan(-1), 1), ("masked-global", Global(), 3)]
     sized = [("sized2d", Sliding(3, 2, 1), 2), ("sized-adaptive", Adaptive(2), 1)]
-    unusual = {
-        "adaptive1d",
-        "adaptive3d",
-        "global3d",
-        "same",
-        "wide",
-        "scan2d",
-        "masked-scan",
-        "masked-global",
-        "sized-adaptive",
-    }
-    found = [
-        Subject(name, setting, make_layer(kind, **options), of_map(nd), setting == "2d", setting not in unusual)
-        for setting, kind, options, nd in layers
-    ]
+    found = [Subject(name, setting, make_layer(kind, **options), of_map(nd)) for setting, kind, options, nd in layers]
     functions = [
-        ("function", f"{name}_pool", (*norm, 3, 2), 2, True),
-        ("function-adaptive", f"adaptive_{name}_pool", (*norm, (3, None)), 2, False),
-        ("function-global", f"global_{name}_pool", norm, 1, False),
+        ("function", f"{name}_pool", (*norm, 3, 2), 2),
+        ("function-adaptive", f"adaptive_{name}_pool", (*norm, (3, None)), 2),
+        ("function-global", f"global_{name}_pool", norm, 1),
     ]
     found += [
-        Subject(name, setting, lambda item=(kind, *settings): Function(*item), of_map(nd), False, is_usual)
-        for setting, kind, settings, nd, is_usual in functions
+        Subject(name, setting, lambda item=(kind, *settings): Function(*item), of_map(nd))
+        for setting, kind, settings, nd in functions
     ]
     kinds = (Pooling, of_map, windows), (Masked, of_masked_map, masked), (Sized, of_sized_map, sized)
     for kind, arguments, places in kinds:
         found += [
-            Subject(
-                name,
-                setting,
-                lambda kind=kind, place=place: kind(row.reducer(), place),
-                arguments(nd),
-                False,
-                setting not in unusual,
-            )
+            Subject(name, setting, lambda kind=kind, place=place: kind(row.reducer(), place), arguments(nd))
             for setting, place, nd in places
         ]
     return found
@@ -215,12 +205,7 @@ def _of_variants() -> list[Subject]:
     """Every other setting of a reducer, learned ones and those with indices, over sliding windows."""
     found = [
         Subject(
-            row.operation.name,
-            row.id.partition(",")[2],
-            lambda row=row: Pooling(row.reducer(), Sliding(3, 2, 1)),
-            of_map(2),
-            False,
-            False,
+            row.operation.name, row.id.partition(",")[2], lambda row=row: Pooling(row.reducer(), Sliding(3, 2, 1)), of_map(2)
         )
         for row in ROWS
         if row.settings
@@ -278,8 +263,6 @@ def _of_sample(operation: Any) -> list[Subject]:
             "train" if learns else "sample",
             lambda: operation.sample()[0],
             make_arguments,
-            not learns,
-            True,
             learns,
             operation.kind == "block" and has_parameters,
         )
@@ -294,7 +277,7 @@ def _of_boxes() -> list[Subject]:
         return make_map(2, size), boxes.clone()
 
     return [
-        Subject("roi", "align", lambda: BoxFunction("roi_align", 2, 1.0, 2), make_arguments, True),
+        Subject("roi", "align", lambda: BoxFunction("roi_align", 2, 1.0, 2), make_arguments),
         Subject("roi", "pool", lambda: BoxFunction("roi_pool", 2), make_arguments),
         Subject("roi", "soft", lambda: InBoxes("soft"), make_arguments),
     ]
@@ -305,7 +288,7 @@ def _of_unpooling() -> list[Subject]:
         n = SPATIAL[1][size][0]
         return make_map(1, size), (2 * torch.arange(n) + torch.arange(n) % 2).expand(2, CHANNELS, n).clone()
 
-    return [Subject("max_unpool", "sample", make_layer("MaxUnpool1d", kernel_size=2), make_arguments, True)]
+    return [Subject("max_unpool", "sample", make_layer("MaxUnpool1d", kernel_size=2), make_arguments)]
 
 
 def list_subjects() -> list[Subject]:
