@@ -13,6 +13,7 @@ from cases import numbers
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .modules import Fronted, FrontedLevels, FrontedWithMore
 from .subjects import BASE, Subject
 
 DIRECTIONS = 4
@@ -88,31 +89,6 @@ def make_front(subject: Subject) -> nn.Module:
         return nn.Linear(x.shape[-1], x.shape[-1]).double()
     kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[x.dim()]
     return kind(x.shape[1], x.shape[1], 1).double()
-
-
-class Fronted(nn.Module):
-    """A network's end: a convolution and the subject."""
-
-    def __init__(self, front: nn.Module, body: nn.Module) -> None:
-        super().__init__()
-        self.front, self.body = front, body
-
-    def forward(self, x: Tensor) -> Any:
-        return self.body(self.front(x))
-
-
-class FrontedWithMore(Fronted):
-    """The same where the subject takes a mask, sizes, boxes or indices."""
-
-    def forward(self, x: Tensor, other: Tensor) -> Any:
-        return self.body(self.front(x), other)
-
-
-class FrontedLevels(Fronted):
-    """The same where the subject takes two levels."""
-
-    def forward(self, x: list[Tensor], other: Tensor) -> Any:
-        return self.body([self.front(x[0]), x[1]], other)
 
 
 def make_network(subject: Subject) -> nn.Module:

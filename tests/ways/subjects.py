@@ -14,7 +14,9 @@ from cases import DEFAULTS, ROWS, Row, numbers
 from torch import Tensor, nn
 
 import everypool
-from everypool import Adaptive, Boxes, Global, Pyramid, Scan, Sliding, Strips
+from everypool import Adaptive, Global, Pyramid, Scan, Sliding, Strips
+
+from .modules import BoxFunction, Function, InBoxes, Masked, Pooling, Sized, SizedLayer
 
 BASE, OTHER, TALLER = range(3)  # what is traced; every spatial axis longer; the first spatial axis longer
 # all sizes differ: equal ones would be taken for one symbol
@@ -62,63 +64,6 @@ class Subject:
 def _built(subject: Subject) -> nn.Module:
     torch.manual_seed(0)
     return subject.build().double().train(subject.is_learning)
-
-
-class Pooling(nn.Module):
-    """`everypool.pool` in a module, as users write it."""
-
-    def __init__(self, reducer: Any, windows: Any) -> None:
-        super().__init__()
-        self.reducer, self.windows = reducer, windows
-
-    def forward(self, x: Tensor) -> Any:
-        return everypool.pool(x, self.reducer, self.windows)
-
-
-class Masked(Pooling):
-    def forward(self, x: Tensor, mask: Tensor) -> Any:
-        return everypool.pool(x, self.reducer, self.windows, mask=mask, return_mask=True)
-
-
-class Sized(Pooling):
-    def forward(self, x: Tensor, sizes: Tensor) -> Any:
-        return everypool.pool(x, self.reducer, self.windows, sizes=sizes)
-
-
-class SizedLayer(nn.Module):
-    """A layer that is given sizes."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, sizes: Tensor) -> Any:
-        return self.layer(x, sizes=sizes)
-
-
-class Function(nn.Module):
-    """A function of everypool in a module."""
-
-    def __init__(self, name: str, *settings: Any) -> None:
-        super().__init__()
-        self.name, self.settings = name, settings
-
-    def forward(self, x: Tensor) -> Any:
-        return getattr(everypool, self.name)(x, *self.settings)
-
-
-class BoxFunction(Function):
-    def forward(self, x: Tensor, boxes: Tensor) -> Any:
-        return getattr(everypool, self.name)(x, boxes, *self.settings)
-
-
-class InBoxes(nn.Module):
-    def __init__(self, reducer: str) -> None:
-        super().__init__()
-        self.reducer = reducer
-
-    def forward(self, x: Tensor, boxes: Tensor) -> Any:
-        return everypool.pool(x, self.reducer, Boxes(boxes, 2))
 
 
 def make_map(nd: int, size: int = BASE) -> Tensor:
