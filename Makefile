@@ -30,12 +30,13 @@ SANITIZER_ENV = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_ma
 # tests of pages, pictures and the comparison add nothing to what the loops are given
 UNSANITIZED := article compare docs show
 
-.PHONY: help compare claims test sanitize fuzz lint docs bench bench-gpu wheel clean
+.PHONY: help compare claims test test-slow sanitize fuzz lint docs bench bench-gpu wheel clean
 
 help:
 	@echo "make compare   compare poolings on real digits; writes report.html (ARGS=... goes to everypool compare)"
 	@echo "make claims    put the claims of the source article to the test; writes claims.html (ARGS=--quick for a first look)"
-	@echo "make test      run all tests (ARGS=... goes to pytest)"
+	@echo "make test      run all tests but the slow ones (ARGS=... goes to pytest)"
+	@echo "make test-slow run the tests that compile and export everything (ARGS=... likewise)"
 	@echo "make sanitize  build the compiled loops with address and undefined-behaviour sanitizers and run their tests (ARGS=... goes to pytest)"
 	@echo "make fuzz      give the compiled loops a million hostile plans (ARGS=... goes to tests/fuzz_loops.py)"
 	@echo "make lint      formatting, lint rules, types and bans"
@@ -52,12 +53,15 @@ claims: $(DATA)
 	$(BIN)/everypool claims $(ARGS)
 
 test: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(ALL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests $(ARGS)
 
 sanitize: $(ALL)
 	CC=g++ CXX=g++ EVERYPOOL_BUILD=$(ISA) EVERYPOOL_BUILD_FLAGS="$(SANITIZERS)" \
 		$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	$(SANITIZER_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
+	$(SANITIZER_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" \
 		$(UNSANITIZED:%=--ignore tests/test_%.py) tests $(ARGS)
 
 fuzz: $(ALL)

@@ -1,0 +1,78 @@
+"""What may raise NotImplementedError, why; and the tables of docs/ways.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from . import contexts, recordings, tensors, transforms  # noqa: F401  they register the ways
+from .registry import WAYS, Way
+from .subjects import RECORDS, SUBJECTS, Subject
+
+PAGE = Path(__file__).parents[2] / "docs/ways.md"
+# (pattern of ways, pattern of subjects as in `Subject.id`): why
+DOCUMENTED: dict[tuple[str, str], str] = {}
+# the same: what torch itself gets wrong there, without any pooling
+FAULTS_OF_TORCH: dict[tuple[str, str], str] = {
+    ("wrapper subclass", "panet_head-*"): "the second derivative of nn.GroupNorm of a wrapper subclass has a wrong shape",
+    ("autograd hessian forward", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
+}
+GROUPS = {"contexts": "Plain calls", "tensors": "Other tensors", "recordings": "Recorded graphs", "transforms": "Derivatives"}
+MARK = "<!-- the tables are written by `PYTHONPATH=tests python -m ways.documented` -->"
+
+
+def find_reason(way: Way, subject: Subject, table: Mapping[tuple[str, str], str] = DOCUMENTED) -> str | None:
+    """Why this cell raises, None where it must be right."""
+    for (ways, subjects), reason in table.items():
+        if fnmatchcase(way.name, ways) and fnmatchcase(subject.id, subjects):
+            return reason
+    return None
+
+
+def count_cells(quick: bool | None = None) -> int:
+    return sum(len(way.list_subjects(quick=quick)) for way in WAYS.values())
+
+
+def render_tables() -> str:
+    """Every record in every way: of how many settings."""
+    reasons = list(dict.fromkeys([*DOCUMENTED.values(), *FAULTS_OF_TORCH.values()]))
+    lines = [
+        MARK,
+        "",
+        f"{len(RECORDS)} records with {len(SUBJECTS)} settings in {len(WAYS)} ways: {count_cells():,} cells, of which "
+        f"`make test` runs {count_cells(True):,}, and `make test-slow` the others.",
+    ]
+    for group, title in GROUPS.items():
+        ways = [way for way in WAYS.values() if way.group == group]
+        lines += ["", f"## {title}", "", "| way | what |", "|---|---|"]
+        lines += [f"| {way.name} | {way.summary.replace('|', chr(92) + '|')} |" for way in ways]
+        lines += ["", f"| record | {' | '.join(way.name for way in ways)} |", f"|---|{'---|' * len(ways)}"]
+        for record in RECORDS:
+            lines.append(f"| `{record}` | {' | '.join(_render_cell(way, record, reasons) for way in ways)} |")
+    lines += [""] if reasons else []
+    told = [
+        f"{reason} (torch itself, without a pooling)" if reason in FAULTS_OF_TORCH.values() else reason for reason in reasons
+    ]
+    lines += [f"{number}. {reason}" for number, reason in enumerate(told, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def _render_cell(way: Way, record: str, reasons: list[str]) -> str:
+    """How many settings are right, and the notes on those that are refused."""
+    cells = way.list_subjects(record)
+    found = [find_reason(way, subject) or find_reason(way, subject, FAULTS_OF_TORCH) for subject in cells]
+    if not found:
+        return "none"
+    refused = sorted({reasons.index(reason) + 1 for reason in found if reason is not None})
+    notes = f" ({', '.join(map(str, refused))})" if refused else ""
+    return f"{found.count(None)}{notes}"
+
+
+def write_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(text.partition(MARK)[0] + render_tables(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()
