@@ -17,6 +17,7 @@ AVX512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c
 # One instruction set is enough, and two would take twice as long to build: avx2 is what most machines run.
 ISA ?= $(if $(filter x86_64,$(shell uname -m)),avx2,baseline)
 SANITIZED := build/sanitized
+WATCHED := build/watched
 # -fno-wrapv: Python's own flags may say that integers wrap around, and no overflow would be found.
 # What checks each access is called, not copied into the loops, and null pointers, which crash anyway, are not looked for:
 # two thirds of the time to build.
@@ -30,7 +31,7 @@ SANITIZER_ENV = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_ma
 # tests of pages, pictures and the comparison add nothing to what the loops are given
 UNSANITIZED := article compare docs show
 
-.PHONY: help compare claims test test-slow sanitize fuzz lint docs bench bench-gpu wheel clean
+.PHONY: help compare claims test test-slow sanitize valgrind fuzz lint docs bench bench-gpu wheel clean
 
 help:
 	@echo "make compare   compare poolings on real digits; writes report.html (ARGS=... goes to everypool compare)"
@@ -38,6 +39,7 @@ help:
 	@echo "make test      run all tests but the slow ones (ARGS=... goes to pytest)"
 	@echo "make test-slow run the tests that compile and export everything (ARGS=... likewise)"
 	@echo "make sanitize  build the compiled loops with address and undefined-behaviour sanitizers and run their tests (ARGS=... goes to pytest)"
+	@echo "make valgrind  run the compiled loops on thousands of plans under valgrind (ARGS=... goes to tests/fuzz_loops.py)"
 	@echo "make fuzz      give the compiled loops a million hostile plans (ARGS=... goes to tests/fuzz_loops.py)"
 	@echo "make lint      formatting, lint rules, types and bans"
 	@echo "make docs      build the documentation in docs/_build/html"
@@ -63,6 +65,12 @@ sanitize: $(ALL)
 		$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	$(SANITIZER_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" \
 		$(UNSANITIZED:%=--ignore tests/test_%.py) tests $(ARGS)
+
+# Origins of what was never written: unoptimized enough to name lines, and without torch, which would take hours.
+valgrind: $(BASE)
+	EVERYPOOL_BUILD=baseline EVERYPOOL_BUILD_FLAGS="-g -O1" $(BIN)/python setup.py -q build --build-base $(WATCHED) --build-lib $(WATCHED)/lib
+	PYTHONMALLOC=malloc valgrind --quiet --track-origins=yes --error-exitcode=9 $(BIN)/python -S tests/fuzz_loops.py --cases 3000 \
+		--library $(WATCHED)/lib/everypool/_cpu_baseline.abi3.so $(ARGS)
 
 fuzz: $(ALL)
 	$(BIN)/python tests/fuzz_loops.py $(ARGS)

@@ -64,33 +64,32 @@ struct Place {
 
 // Every window of a band.
 template <class F> EP_INLINE void each_window(const Fold& f, int64_t sample, int64_t low, int64_t high, F visit) {
-  const int64_t* start[3];
-  const int64_t* count[3];
   int64_t from[3] = {0, 0, 0}, to[3];
-  for (int a = 0; a < 3; ++a) start[a] = f.axis[a].starts(sample), count[a] = f.axis[a].counts(sample), to[a] = f.axis[a].out;
+  for (int a = 0; a < 3; ++a) to[a] = f.axis[a].out;
   from[f.band_axis] = low, to[f.band_axis] = high;
-  for (int64_t d = from[0]; d < to[0]; ++d)
+  for (int64_t d = from[0]; d < to[0]; ++d) {
+    const Window deep = f.axis[0].at(d, sample);
     for (int64_t h = from[1]; h < to[1]; ++h) {
+      const Window tall = f.axis[1].at(h, sample);
       int64_t o = (d * f.axis[1].out + h) * f.axis[2].out + from[2];
-      for (int64_t w = from[2]; w < to[2]; ++w, ++o)
-        visit(Place{o, d, h, w, start[0][d], start[1][h], start[2][w], count[0][d], count[1][h], count[2][w]});
+      Cursor flat(f.axis[2], sample, from[2]);
+      for (int64_t w = from[2]; w < to[2]; ++w, ++o, flat.next())
+        visit(Place{o, d, h, w, deep.start, tall.start, (*flat).start, deep.count, tall.count, (*flat).count});
     }
+  }
 }
 
 template <class C> struct Divide {
   const Plan& plan;
   const Fold& fold;
-  const int64_t* extent[3];
-  Divide(const Plan& p, const Fold& f, int64_t sample) : plan(p), fold(f) {
-    for (int a = 0; a < 3; ++a) extent[a] = f.has_extent ? f.axis[a].extents(sample) : nullptr;
-  }
+  const int64_t sample;
   // the divisor of a mean, from the number of elements that exist and the number that count
   EP_INLINE typename Lane<C>::W operator()(const Place& p, int64_t all, typename Lane<C>::V number) const {
     using L = Lane<C>;
     if (plan.divisor == FIXED) return L::all(plan.fixed);
     typename L::V most = largest(number, splat<typename L::V>(1));
-    if (plan.divisor == VALID || !extent[0]) return L::wide(most);
-    double cells = double(extent[0][p.d]) * extent[1][p.h] * extent[2][p.w];
+    if (plan.divisor == VALID || !fold.has_cells) return L::wide(most);
+    double cells = double(fold.axis[0].cells(p.d, sample)) * fold.axis[1].cells(p.h, sample) * fold.axis[2].cells(p.w, sample);
     return L::all(cells - all) + L::wide(number);
   }
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <type_traits>
 
@@ -27,14 +28,85 @@ bool scattered(const Plan& p) {  // lanes are planes that lie apart, or pixels t
 
 }  // namespace
 
-bool Axis::kept() const {
-  if (rows != 1 || run || n != out || most != 1) return false;
-  for (int64_t o = 0; o < out; ++o)
-    if (start[o] != o || count[o] != 1) return false;
-  return true;
-}
-bool Axis::whole() const { return rows == 1 && !run && out == 1 && count[0] == n; }
 bool Plan::per_sample_mask() const { return mask_channels > 0; }
+
+int64_t Plan::bytes() const {
+  int64_t size = sizeof(Plan) + folds.capacity() * sizeof(Fold);
+  for (const Fold& f : folds)
+    for (const Axis& a : f.axis) size += a.listed.capacity() * sizeof(Window) + a.extent.capacity() * sizeof(int64_t);
+  return size;
+}
+
+// ---- axes ----------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+// sum over o < out of first + o * stride, clipped to 0 and n
+double clipped_sum(int64_t first, int64_t stride, int64_t out, int64_t n) {
+  const int64_t low = std::clamp<int64_t>(floor_div(-first, stride) + 1, 0, out);
+  const int64_t high = std::clamp<int64_t>(-floor_div(first - n, stride), low, out);
+  return (double)(high - low) * ((double)first + (double)stride * 0.5 * (double)(low + high - 1)) + (double)n * (double)(out - high);
+}
+
+// elements of the largest of `out` bins
+int64_t most_in_bin(int64_t n, int64_t out) { return (n + 2 * out - std::gcd(n, out) - 1) / out; }
+
+}  // namespace
+
+Window Axis::inside(int64_t first) const {
+  const int64_t skipped = first < 0 ? (-first + step - 1) / step : 0;
+  const int64_t start = first + skipped * step;
+  if (start >= n || skipped >= kernel) return {0, 0};
+  return {start, std::min(kernel - skipped, (n - 1 - start) / step + 1)};
+}
+Window Axis::middle_of(int64_t o, Window w) const {
+  const int64_t upper = middle == 2;
+  if (kind == FROM) return {n - 1 - (w.count - 1 + upper) / 2, 1};
+  if (kind != SLIDING) return {w.start + (w.count - 1 + upper) / 2, 1};
+  const int64_t first = o * stride - left, skipped = (w.start - first) / step;  // taps may be missing at both ends
+  return {first + std::min(std::max(skipped, (kernel - 1 + upper) / 2), skipped + w.count - 1) * step, 1};
+}
+bool Axis::kept() const { return slides() && kernel == 1 && left == 0 && n == out && (stride == 1 || out == 1); }
+bool Axis::whole() const { return rows == 1 && !run && out == 1 && at(0, 0).count == n; }
+double Axis::elements() const {
+  if (middle) return (double)out;
+  switch (kind) {
+    case SLIDING: return (clipped_sum((kernel - 1) * step + 1 - left, stride, out, n) - clipped_sum(-left, stride, out, n)) / (double)step;
+    case BINS: return (double)(n + out - std::gcd(n, out));  // an element twice for every border within it
+    case LISTED: {
+      double total = 0;
+      for (const Window& w : listed) total += (double)w.count;
+      return total / (double)std::max<int64_t>(rows, 1);
+    }
+    default: return (double)n * ((double)n + 1) / 2;
+  }
+}
+int64_t Axis::most_holders() const {
+  if (kind != SLIDING) return most_in_bin(out, n);  // the bins of an element are bins, too
+  if (!middle) return (kernel - 1) / stride + 1;
+  const int64_t first = (kernel - 1 + (middle == 2)) / 2 * step - left;  // all those that are clipped come to lie together
+  const int64_t before = first < 0 ? (-first + stride - 1) / stride : 0;
+  const int64_t behind = std::max<int64_t>(out - 1 - floor_div(n - 1 - first, stride), 0);
+  return 1 + std::max(before, behind);
+}
+int64_t Axis::low(int64_t i) const {
+  if (kind == SLIDING) return std::clamp<int64_t>(floor_div(i + left - (kernel - 1) * step - 1, stride) + 1, 0, out);
+  return kind == BINS ? i * out / n : kind == UP_TO ? i : 0;
+}
+int64_t Axis::high(int64_t i) const {
+  if (kind == SLIDING) return std::clamp<int64_t>(floor_div(i + left, stride) + 1, 0, out);
+  return kind == BINS ? ((i + 1) * out + n - 1) / n : kind == UP_TO ? out : i + 1;
+}
+int64_t Axis::cells(int64_t o, int64_t sample) const {
+  if (kind == LISTED) return extent[(rows > 1 ? sample * out : 0) + o];
+  const int64_t first = o * stride - all_left, end = n + right;
+  if (first + (all_kernel - 1) * all_step < end) return all_kernel;
+  return std::clamp<int64_t>(floor_div(end - first + all_step - 1, all_step), 1, all_kernel);
+}
+
+// ---- threads and memory ---------------------------------------------------------------------------------------------------
 
 void set_parallel_for(ParallelFor function) { parallel_for = function; }
 
@@ -76,25 +148,29 @@ int64_t windows_below(const Fold& f) {
 Band band_of(const Plan& plan, const Fold& f, int64_t sample, int64_t band, bool back) {
   const Axis& a = f.axis[f.band_axis];
   if (plan.bands == 1) return {0, a.out, 0, a.n};
-  const int64_t* start = a.starts(sample);
-  const int64_t* count = a.counts(sample);
   Band b;
   b.low = band * a.out / plan.bands, b.high = (band + 1) * a.out / plan.bands;
+  const auto last = [&](Window w) { return w.start + (w.count - 1) * a.step; };
   if (!back) {
     b.from = a.n, b.to = 0;
-    for (int64_t o = b.low; o < b.high; ++o) {
-      if (count[o] == 0) continue;
-      b.from = std::min(b.from, start[o]), b.to = std::max(b.to, start[o] + (count[o] - 1) * a.step + 1);
+    if (a.kind != LISTED && b.low < b.high) b.from = a.begin(b.low), b.to = a.end(b.high - 1);
+    for (int64_t o = b.low; a.kind == LISTED && o < b.high; ++o) {
+      const Window w = a.at(o, sample);
+      if (w.count > 0) b.from = std::min(b.from, w.start), b.to = std::max(b.to, last(w) + 1);
     }
     if (b.from >= b.to) b.from = b.to = 0;
     return b;
   }
   // elements from one band's first window to the next band's; then every window that reaches into them
-  const auto border = [&](int64_t o) { return o <= 0 ? 0 : o >= a.out ? a.n : a.ordered ? a.start[o] : o * a.n / a.out; };
+  const auto border = [&](int64_t o) {
+    return o <= 0 ? 0 : o >= a.out ? a.n : a.kind != LISTED ? a.begin(o) : a.ordered ? a.at(o, 0).start : o * a.n / a.out;
+  };
   b.from = border(b.low), b.to = border(b.high);
   int64_t low = a.out, high = 0;
-  for (int64_t o = 0; o < a.out; ++o) {
-    if (count[o] == 0 || start[o] >= b.to || start[o] + (count[o] - 1) * a.step < b.from) continue;
+  if (a.kind != LISTED && b.from < b.to) low = a.low(b.from), high = a.high(b.to - 1);
+  for (int64_t o = 0; a.kind == LISTED && o < a.out; ++o) {
+    const Window w = a.at(o, sample);
+    if (w.count == 0 || w.start >= b.to || last(w) < b.from) continue;
     low = std::min(low, o), high = std::max(high, o + 1);
   }
   b.low = std::min(low, high), b.high = high;
@@ -385,6 +461,7 @@ int64_t general_aux_bytes(const Plan& plan, size_t fold) {
 }
 
 bool general_forward(const Plan& plan, const Call& call) {
+  if (plan.too_large) return false;
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, false);
     case FLOAT64: return run<double>(plan, call, false);
@@ -399,6 +476,7 @@ bool general_forward(const Plan& plan, const Call& call) {
 }
 
 bool general_backward(const Plan& plan, const Call& call) {
+  if (plan.too_large) return false;
   switch (plan.type) {
     case FLOAT32: return run<float>(plan, call, true);
     case FLOAT64: return run<double>(plan, call, true);
@@ -454,14 +532,80 @@ int64_t times(int64_t a, int64_t b) {
   return r;
 }
 
-// Bins that are all alike slide, too.
-void find_slide(Axis& a) {
-  if (a.rows != 1 || a.run || a.step > 1 || a.out < 2) return;
-  const int64_t stride = a.start[1] - a.start[0];
-  if (stride < 1 || a.start[0] != 0) return;
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.count[o] != a.most || a.start[o] != o * stride) return;
-  a.slide = stride, a.kernel = a.most, a.left = 0;
+// One axis from its numbers: n, out, kind, step, kernel, stride, left, right, has_cells, middle, run, rows, and the addresses of
+// what is listed: starts, counts and cells.
+constexpr int AXIS_NUMBERS = 15;
+
+void read_list(Axis& a, int64_t samples, const int64_t* start, const int64_t* count, const int64_t* extent) {
+  must(a.rows == 1 || a.rows == samples, "an axis must have one row or N");
+  must(!a.middle, "listed windows must have been cut to their middles");
+  const int64_t entries = times(a.rows, a.out);
+  must((start && count) || entries == 0, "an axis must have its tables");
+  a.listed.resize(entries);
+  a.has_cells = extent != nullptr;
+  if (extent) a.extent.assign(extent, extent + entries);
+  bool alike = a.rows == 1 && !a.run && a.step == 1 && (a.out > 1 || a.n == 1);  // do they slide?
+  const int64_t stride = alike && a.out > 1 ? start[1] : 1, kernel = entries > 0 ? count[0] : 0;
+  for (int64_t e = 0; e < entries; ++e) {
+    const int64_t s = start[e], c = count[e];
+    must(c >= 0 && c <= a.n, "windows must hold elements of their axis");
+    if (c > 0) must(s >= 0 && s < a.n && (c - 1) <= (a.n - 1 - s) / a.step, "windows must lie within their axis");
+    if (a.run && c > 0) must(a.run == 1 ? s == 0 && c == e % a.out + 1 : s == e % a.out && s + c <= a.n, "a run must be one");
+    a.listed[e] = {c > 0 ? s : 0, c};
+    a.most = std::max(a.most, c), a.may_be_empty = a.may_be_empty || c == 0;
+    if (e > 0 && e < a.out) a.ordered = a.ordered && a.listed[e].start >= a.listed[e - 1].start;
+    alike = alike && stride >= 1 && kernel >= 1 && c == kernel && s == e * stride && (!extent || extent[e] == c);
+  }
+  if (!alike) return;
+  a.kind = SLIDING, a.stride = stride, a.kernel = a.all_kernel = kernel;
+  a.listed = {}, a.extent = {};
+}
+
+void read_axis(Axis& a, const int64_t* number, int64_t samples) {
+  for (int i : {2, 8, 9, 10}) must(number[i] >= 0 && number[i] < KINDS, "settings must exist");  // before they are narrowed
+  a.n = number[0], a.out = number[1], a.kind = (int)number[2], a.step = number[3], a.kernel = number[4], a.stride = number[5];
+  a.left = number[6], a.right = number[7], a.has_cells = number[8] != 0, a.middle = (int)number[9], a.run = (int)number[10];
+  a.rows = number[11];
+  must(a.n >= 1 && a.out >= 1 && a.step >= 1 && a.n <= LARGEST && a.out <= LARGEST && a.step <= LARGEST, "axes must have positive sizes");
+  must(a.middle <= 2 && a.run <= 2, "settings must exist");
+  must(!(a.run || a.kind == UP_TO || a.kind == FROM) || a.n == a.out, "a run must have a window per element");
+  if (a.kind == LISTED)
+    return read_list(a, samples, reinterpret_cast<const int64_t*>(number[12]), reinterpret_cast<const int64_t*>(number[13]),
+                     reinterpret_cast<const int64_t*>(number[14]));
+  must(a.rows == 1 && !a.run, "windows that are not listed must be alike for all samples");
+  if (a.kind != SLIDING) {
+    must(a.step == 1 && a.n < int64_t(1) << 31 && a.out < int64_t(1) << 31, "bins and runs must be small enough to be counted");
+    a.has_cells = false;
+    if (a.kind == BINS) {
+      if (a.n == a.out || (a.out > 1 && a.n % a.out == 0)) a.kind = SLIDING, a.kernel = a.stride = a.n / a.out, a.left = 0;
+    } else if (!a.middle) {
+      a.run = a.kind == UP_TO ? 1 : 2;
+    }
+  }
+  if (a.kind == SLIDING) {
+    must(a.stride >= 1 && a.kernel >= 1 && a.stride <= LARGEST && a.kernel <= LARGEST && a.left >= -LARGEST && a.left <= LARGEST &&
+             a.right >= -LARGEST && a.right <= LARGEST, "sliding windows must have sizes that can be counted");
+    times(a.out - 1, a.stride), times(a.kernel - 1, a.step);
+    a.all_kernel = a.kernel, a.all_left = a.left, a.all_step = a.step;
+    if (a.middle) {  // where no middle is clipped, they slide
+      const int64_t first = (a.kernel - 1 + (a.middle == 2)) / 2 * a.step - a.left;
+      if (first >= 0 && (a.out - 1) * a.stride + first < a.n) a.kernel = a.step = 1, a.left = -first, a.middle = 0;
+    }
+    if (!a.middle) {  // taps that no window finds on the axis: what a fold costs does not follow the number given as kernel
+      const int64_t before = std::clamp<int64_t>((a.left - (a.out - 1) * a.stride) / a.step, 0, a.kernel - 1);
+      a.left -= before * a.step, a.kernel = std::clamp<int64_t>((a.n - 1 + a.left) / a.step + 1, 1, a.kernel - before);
+      if (a.kernel == 1) a.step = 1;
+    }
+    a.may_be_empty = a.step > 1 || a.at(0, 0).count == 0 || a.at(a.out - 1, 0).count == 0;
+  }
+  a.most = a.middle ? 1 : a.kind == BINS ? most_in_bin(a.n, a.out) : a.kind != SLIDING ? a.n : 1;
+  if (a.kind != SLIDING || a.middle) return;
+  if (a.step > 1) {
+    a.most = std::min(a.kernel, (a.n - 1) / a.step + 1);
+  } else {  // the windows that the axis clips least
+    for (int64_t o : {int64_t(0), a.left / a.stride, a.left / a.stride + 1, (a.n - a.kernel + a.left) / a.stride, a.out - 1})
+      a.most = std::max(a.most, a.at(std::clamp<int64_t>(o, 0, a.out - 1), 0).count);
+  }
 }
 
 // Bands: so few rows that a tile stays in cache, and so many that rows read twice do not matter; and no fewer than threads need.
@@ -473,7 +617,7 @@ int64_t bands_for(const Plan& plan, const Fold& f) {
   const int64_t row = below(f) * (scattered(plan) ? bytes : plan.C * bytes / plan.lanes);
   const int64_t whole = a.n * row;
   int64_t bands = whole / TILE_BYTES + 1;
-  const int64_t overlap = a.slide > 0 ? std::max<int64_t>((a.most - 1) * a.step + 1 - a.slide, 0) : 1;
+  const int64_t overlap = a.slides() ? std::max<int64_t>(a.most - a.stride, 0) : 1;
   bands = std::min(bands, std::max<int64_t>(a.n / std::max<int64_t>(6 * overlap, 1), 1));
   return std::max<int64_t>(std::min(bands, a.out), 1);
 }
@@ -512,58 +656,18 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   for (int64_t i = 0; i < folds; ++i) {
     Fold f;
     f.own_position = next() != 0;
-    f.has_extent = true;
+    f.has_cells = true;
     f.method = (Method)(next() != 0);
     double taps = 1, work = 1;
     for (Axis& a : f.axis) {
-      a.n = next(), a.out = next(), a.step = next(), a.rows = next(), a.run = choice(), a.slide = next(), a.kernel = next(), a.left = next();
-      must(a.n >= 1 && a.out >= 1 && a.step >= 1 && a.n <= LARGEST && a.out <= LARGEST && a.step <= LARGEST, "axes must have positive sizes");
-      must(a.rows == 1 || a.rows == p.N, "an axis must have one row or N");
-      must(a.run >= 0 && a.run <= 2, "a run must be 0, 1 or 2");
-      must(a.slide >= 0 && a.kernel >= 1 && a.slide <= LARGEST && a.kernel <= LARGEST && a.left >= -LARGEST && a.left <= LARGEST,
-           "sliding windows must have sizes that can be counted");
-      must(!a.run || a.n == a.out, "a run must have a window per element");
+      int64_t numbers_of_axis[AXIS_NUMBERS];
+      for (int64_t& number : numbers_of_axis) number = next();
+      read_axis(a, numbers_of_axis, p.N);
       p.per_sample = p.per_sample || a.rows > 1;
-      const int64_t entries = times(a.rows, a.out);
-      const int64_t* start = reinterpret_cast<const int64_t*>(next());
-      const int64_t* count = reinterpret_cast<const int64_t*>(next());
-      const int64_t* extent = reinterpret_cast<const int64_t*>(next());
-      must((start && count) || entries == 0, "an axis must have its tables");
-      a.start.assign(start, start + entries), a.count.assign(count, count + entries);
-      f.has_extent = f.has_extent && extent;
-      if (extent) a.extent.assign(extent, extent + entries);
-      a.most = 1, a.ordered = true;
-      int64_t total = 0;
-      for (int64_t e = 0; e < entries; ++e) {
-        const int64_t s = a.start[e], c = a.count[e];
-        must(c >= 0 && c <= a.n, "windows must hold elements of their axis");
-        if (c > 0) must(s >= 0 && s < a.n && (c - 1) <= (a.n - 1 - s) / a.step, "windows must lie within their axis");
-        if (a.run && c > 0) must(a.run == 1 ? s == 0 && c == e % a.out + 1 : s == e % a.out && s + c <= a.n, "a run must be one");
-        if (c == 0) a.start[e] = 0;
-        a.most = std::max(a.most, c), total += c;
-        if (e > 0 && e < a.out) a.ordered = a.ordered && a.start[e] >= a.start[e - 1];
-      }
-      if (a.slide == 0) find_slide(a);
-      if (a.slide > 0) {  // the tables must say the same: folds rely on it
-        must(a.rows == 1 && !a.run, "sliding windows must be alike for all samples");
-        for (int64_t o = 0; o < a.out; ++o) {
-          const int64_t begin = times(o, a.slide) - a.left;
-          const int64_t skipped = begin < 0 ? (-begin + a.step - 1) / a.step : 0;
-          const int64_t first = begin + skipped * a.step;
-          const int64_t fits = first >= a.n ? 0 : std::min(a.kernel - skipped, (a.n - 1 - first) / a.step + 1);
-          must(a.count[o] == std::max<int64_t>(fits, 0) && (fits <= 0 || a.start[o] == first), "sliding windows must be where they say");
-        }
-      }
-      // taps that no window finds on the axis are left out: what a fold costs does not follow the number given as kernel
-      if (a.slide > 0 && a.step == 1) {
-        const int64_t before = std::clamp<int64_t>(a.left - (a.out - 1) * a.slide, 0, a.kernel - 1);
-        a.left -= before, a.kernel = std::min(a.kernel - before, std::max<int64_t>(a.n + a.left, 1));
-      }
-      if (a.step > 1 || a.kernel > 2 * a.n) a.slide = 0;
-      if (a.slide == 0) a.kernel = 1, a.left = 0;
+      f.has_cells = f.has_cells && a.has_cells;
       if (a.run) f.method = SEPARABLE;
       taps *= (double)a.most;
-      work *= (double)total / (double)std::max<int64_t>(a.rows, 1);
+      work *= a.elements();
       f.in = times(f.in, a.n), f.out = times(f.out, a.out);
     }
     f.band_axis = f.axis[0].n > 1 || f.axis[0].out > 1 ? 0 : f.axis[1].n > 1 || f.axis[1].out > 1 ? 1 : 2;
@@ -582,7 +686,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   if (separable) {  // all folds of a plan keep the same kind of index, and pixels are then copied to tiles
     for (Fold& f : p.folds) {
       f.method = SEPARABLE;
-      must(std::max((double)(f.in + f.out), most_states(f)) * 8.0 * 6.0 * LD < (double)STATES, "a plane must fit the memory of its states");
+      p.too_large = p.too_large || std::max((double)(f.in + f.out), most_states(f)) * 8.0 * 6.0 * LD >= (double)STATES;
     }
     p.wide_index = true;
   }
@@ -592,6 +696,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   p.groups = p.per_sample ? p.N * ((p.C + L - 1) / L) : (planes + L - 1) / L;
   p.bands = bands_for(p, p.folds[0]);
   if (planes > 0) p.special = special_for(p, false), p.special_training = special_for(p, true);  // tables may have no rows
+  must(!p.too_large || (p.special && p.special_training), "a plane must fit the memory of its states");
   if (p.special_training) p.bands = 1;  // slopes of the parameter come in one part
   return p;
 }

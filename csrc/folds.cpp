@@ -6,6 +6,8 @@
 
 namespace everypool {
 
+constexpr int64_t STACK = 256 << 10;  // bytes that no call goes below
+
 double most_states(const Fold& f) {
   double most = 1;
   for (int cut = 0; cut <= 3; ++cut) {  // the axes from there on are folded, the others not yet
@@ -26,7 +28,17 @@ void* Scratch::take(int64_t bytes) {
     if (posix_memalign(&memory_, 64, bytes) != 0) throw std::bad_alloc();
     size_ = bytes;
   }
+  if (poison >= 0) std::memset(memory_, poison, size_);
   return memory_;
+}
+
+int poison = -1;
+void set_poison(int byte) { poison = byte; }
+__attribute__((noinline)) void poison_stack() {
+  if (poison < 0) return;
+  char memory[STACK];
+  std::memset(memory, poison, sizeof memory);
+  __asm__ volatile("" : : "r"(memory) : "memory");  // it is not read, and filled all the same
 }
 
 namespace {
@@ -76,7 +88,7 @@ constexpr int64_t CHUNK = 16;  // states along the inner axes that are folded at
 
 // Prefixes and suffixes of blocks as long as the window (van Herk; Gil and Werman): three joins whatever the kernel.
 template <class S> void by_blocks(const S* src, S* dst, int64_t n, int64_t out, int64_t inner, const Axis& a, S* suffix) {
-  const int64_t k = a.kernel, s = a.slide, left = a.left, length = (out - 1) * s + k;
+  const int64_t k = a.kernel, s = a.stride, left = a.left, length = (out - 1) * s + k;
   for (int64_t c0 = 0; c0 < inner; c0 += CHUNK) {
     const int64_t width = inner - c0 < CHUNK ? inner - c0 : CHUNK;
     const auto row = [&](int64_t j) { return j - left >= 0 && j - left < n ? src + (j - left) * inner + c0 : nullptr; };
@@ -103,13 +115,11 @@ template <class S> void by_blocks(const S* src, S* dst, int64_t n, int64_t out, 
 }
 
 template <class S> void fold_axis(const S* src, S* dst, int64_t outer, int64_t inner, const Axis& a, int64_t sample, S* suffix) {
-  const int64_t* start = a.starts(sample);
-  const int64_t* count = a.counts(sample);
   for (int64_t q = 0; q < outer; ++q, src += a.n * inner, dst += a.out * inner) {
     if (a.run) {
       // ends where the sample does: windows beyond its end have no elements
       int64_t from = 0, to = a.out;
-      while (to > from && count[to - 1] == 0) --to;
+      while (to > from && a.at(to - 1, sample).count == 0) --to;
       for (int64_t o = to; o < a.out; ++o)
         for (int64_t c = 0; c < inner; ++c) dst[o * inner + c] = S::nothing();
       for (int64_t c = 0; c < inner; ++c) {
@@ -119,14 +129,15 @@ template <class S> void fold_axis(const S* src, S* dst, int64_t outer, int64_t i
         else
           for (int64_t o = to - 1; o >= from; --o) dst[o * inner + c] = acc = acc.join(src[o * inner + c]);
       }
-    } else if (a.slide > 0 && a.step == 1 && a.rows == 1 && a.kernel > 6 && 3 * a.slide < a.kernel) {
+    } else if (a.slides() && a.kernel > 6 && 3 * a.stride < a.kernel) {
       by_blocks(src, dst, a.n, a.out, inner, a, suffix);
     } else {
-      for (int64_t o = 0; o < a.out; ++o)
+      Cursor window(a, sample, 0);
+      for (int64_t o = 0; o < a.out; ++o, window.next())
         for (int64_t c = 0; c < inner; ++c) {
           S acc = S::nothing();
-          const S* x = src + start[o] * inner + c;
-          for (int64_t t = 0; t < count[o]; ++t, x += a.step * inner) acc = acc.join(*x);
+          const S* x = src + (*window).start * inner + c;
+          for (int64_t t = 0; t < (*window).count; ++t, x += a.step * inner) acc = acc.join(*x);
           dst[o * inner + c] = acc;
         }
     }
@@ -135,32 +146,32 @@ template <class S> void fold_axis(const S* src, S* dst, int64_t outer, int64_t i
 
 // The transpose of a sum: what each element gets from the windows that hold it.
 template <class S> void spread_axis(const S* src, S* dst, int64_t outer, int64_t inner, const Axis& a, int64_t sample, S* suffix) {
-  const int64_t* start = a.starts(sample);
-  const int64_t* count = a.counts(sample);
   for (int64_t q = 0; q < outer; ++q, src += a.out * inner, dst += a.n * inner) {
     if (a.run) {
+      const auto exists = [&](int64_t o) { return a.at(o, sample).count > 0; };
       for (int64_t c = 0; c < inner; ++c) {
         S acc = S::nothing();
         if (a.run == 1)
           for (int64_t o = a.out - 1; o >= 0; --o) {
-            if (count[o] > 0) acc = acc.join(src[o * inner + c]);
+            if (exists(o)) acc = acc.join(src[o * inner + c]);
             dst[o * inner + c] = acc;
           }
         else
           for (int64_t o = 0; o < a.out; ++o) {
-            if (count[o] > 0) acc = acc.join(src[o * inner + c]);
-            dst[o * inner + c] = count[o] > 0 ? acc : S::nothing();  // no window holds what lies beyond a sample's end
+            if (exists(o)) acc = acc.join(src[o * inner + c]);
+            dst[o * inner + c] = exists(o) ? acc : S::nothing();  // no window holds what lies beyond a sample's end
           }
       }
-    } else if (a.slide == 1 && a.step == 1 && a.rows == 1 && a.kernel > 6) {
+    } else if (a.slides() && a.stride == 1 && a.kernel > 6) {
       Axis back;
-      back.n = a.out, back.out = a.n, back.slide = 1, back.kernel = a.kernel, back.left = a.kernel - 1 - a.left;
+      back.n = a.out, back.out = a.n, back.kernel = a.kernel, back.left = a.kernel - 1 - a.left;
       by_blocks(src, dst, a.out, a.n, inner, back, suffix);
     } else {
       for (int64_t j = 0; j < a.n * inner; ++j) dst[j] = S::nothing();
-      for (int64_t o = 0; o < a.out; ++o)
-        for (int64_t t = 0; t < count[o]; ++t) {
-          S* y = dst + (start[o] + t * a.step) * inner;
+      Cursor window(a, sample, 0);
+      for (int64_t o = 0; o < a.out; ++o, window.next())
+        for (int64_t t = 0; t < (*window).count; ++t) {
+          S* y = dst + ((*window).start + t * a.step) * inner;
           for (int64_t c = 0; c < inner; ++c) y[c] = y[c].join(src[o * inner + c]);
         }
     }
@@ -204,7 +215,7 @@ template <class S> struct Buffers {
   Buffers(const Fold& f, Scratch& scratch, int64_t extra = 0) {
     const int64_t most = (int64_t)most_states(f);
     int64_t kernel = 1;
-    for (const Axis& axis : f.axis) kernel = axis.kernel > kernel ? axis.kernel : kernel;
+    for (const Axis& axis : f.axis) kernel = axis.slides() && axis.kernel > kernel ? axis.kernel : kernel;
     char* memory = static_cast<char*>(scratch.take((2 * most + kernel * CHUNK) * (int64_t)sizeof(S) + extra));
     a = reinterpret_cast<S*>(memory);
     b = a + most;
@@ -234,7 +245,7 @@ int64_t all_of(const Fold& f, int64_t sample, int64_t o, int64_t place[3]) {
   place[1] = o / f.axis[2].out % f.axis[1].out;
   place[0] = o / f.axis[2].out / f.axis[1].out;
   int64_t all = 1;
-  for (int a = 0; a < 3; ++a) all *= f.axis[a].counts(sample)[place[a]];
+  for (int a = 0; a < 3; ++a) all *= f.axis[a].at(place[a], sample).count;
   return all;
 }
 
@@ -295,9 +306,9 @@ template <class C> EP_INLINE typename Lane<C>::W divisor(const Plan& plan, const
                                                          int64_t all, typename Lane<C>::V number) {
   using V = typename Lane<C>::V;
   if (plan.divisor == FIXED) return Lane<C>::all(plan.fixed);
-  if (plan.divisor == VALID || !f.has_extent) return Lane<C>::wide(largest(number, splat<V>(1)));
+  if (plan.divisor == VALID || !f.has_cells) return Lane<C>::wide(largest(number, splat<V>(1)));
   double cells = 1;
-  for (int a = 0; a < 3; ++a) cells *= double(f.axis[a].extents(sample)[place[a]]);
+  for (int a = 0; a < 3; ++a) cells *= double(f.axis[a].cells(place[a], sample));
   return Lane<C>::all(cells - double(all)) + Lane<C>::wide(number);
 }
 

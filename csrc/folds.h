@@ -4,6 +4,8 @@
 
 namespace everypool {
 
+extern int poison;  // see set_poison
+
 // scratch memory of one thread: grows as needed, and is given back when it was large
 class Scratch {
  public:

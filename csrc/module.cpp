@@ -87,7 +87,7 @@ PyObject* new_plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// (bytes of aux per fold..., bands, whether it is folded axis by axis)
+// (bytes of aux per fold..., bands, whether it is folded axis by axis, bytes that the plan itself keeps)
 PyObject* describe(PyObject*, PyObject* object) {
   Plan* plan = plan_of(object);
   if (!plan) return nullptr;
@@ -95,7 +95,7 @@ PyObject* describe(PyObject*, PyObject* object) {
     PyObject* sizes = PyTuple_New(plan->folds.size());
     if (!sizes) return nullptr;
     for (size_t i = 0; i < plan->folds.size(); ++i) PyTuple_SetItem(sizes, i, PyLong_FromLongLong(aux_bytes(*plan, i)));
-    return Py_BuildValue("NLi", sizes, (long long)plan->bands, (int)plan->folds[0].method);
+    return Py_BuildValue("NLiL", sizes, (long long)plan->bands, (int)plan->folds[0].method, (long long)plan->bytes());
   });
 }
 
@@ -141,6 +141,7 @@ PyObject* run(PyObject* const* args, Py_ssize_t count, bool back) {
     PyErr_SetString(PyExc_ValueError, "every address that the plan needs must be given");
     return nullptr;
   }
+  poison_stack();
   return answered(plan->N * plan->C * plan->folds[0].in, [&] { return back ? backward(*plan, call) : forward(*plan, call); });
 }
 
@@ -169,6 +170,7 @@ PyObject* run_corner(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(PyExc_ValueError, "every address that a corner needs must be given");
     return nullptr;
   }
+  poison_stack();
   return answered(a->N * a->C * a->folds[0].in, [&] { return corners_run(*a, *b, call); });
 }
 
@@ -211,6 +213,18 @@ PyObject* run_stream(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// fill what calls have for scratch and stack with a byte before they use it; -1: leave it as it is
+PyObject* poison(PyObject*, PyObject* object) {
+  int64_t byte;
+  if (!to_int(object, byte)) return nullptr;
+  if (byte < -1 || byte > 255) {
+    PyErr_SetString(PyExc_ValueError, "poison takes a byte, or -1 for none");
+    return nullptr;
+  }
+  set_poison((int)byte);
+  Py_RETURN_NONE;
+}
+
 PyObject* use_threads(PyObject*, PyObject* object) {
   int64_t address;
   if (!to_int(object, address)) return nullptr;
@@ -238,7 +252,7 @@ template <class F> PyCFunction function(F f) { return reinterpret_cast<PyCFuncti
 
 PyMethodDef methods[] = {
     {"plan", function(new_plan), METH_FASTCALL, "A plan from its numbers; ValueError for one that no kernel may be given."},
-    {"describe", describe, METH_O, "(bytes to keep per fold, bands, method) of a plan."},
+    {"describe", describe, METH_O, "(bytes to keep per fold, bands, method, bytes of the plan) of a plan."},
     {"forward", function(run_forward), METH_FASTCALL, "Pool; False where the definition itself is needed."},
     {"backward", function(run_backward), METH_FASTCALL, "The gradient; False where the definition itself is needed."},
     {"corner", function(run_corner), METH_FASTCALL, "Two running maxima, added, or their gradient; False where memory was short."},
@@ -246,6 +260,7 @@ PyMethodDef methods[] = {
     {"cross", function(run_cross), METH_FASTCALL, "The sum of a value per column and one per row."},
     {"stream", function(run_stream), METH_FASTCALL, "Read and write so many bytes: the floor of any pooling."},
     {"supports", supports, METH_O, "Whether this machine has an instruction set."},
+    {"poison", poison, METH_O, "A byte with which scratch and stack are filled before they are used, for tests; -1 for none."},
     {"use_threads", use_threads, METH_O, "Address of the function that runs a loop on torch's threads; 0 for none."},
     {nullptr, nullptr, 0, nullptr},
 };

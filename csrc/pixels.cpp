@@ -11,27 +11,21 @@ namespace {
 
 constexpr int MOST_HOLDERS = 64;   // windows that hold one element
 
-// The windows of an axis that hold element i: low[i] to high[i] - 1.
+// The windows of an axis, and those that hold element i: low[i] to high[i] - 1.
 struct Holders {
+  std::vector<Window> windows;
   std::vector<int64_t> low, high;
-  int64_t most = 0;
 
-  explicit Holders(const Axis& a) : low(a.n), high(a.n) {
+  explicit Holders(const Axis& a) : windows(a.out), low(a.n), high(a.n) {
+    Cursor window(a, 0, 0);
+    for (Window& w : windows) w = *window, window.next();
     for (int64_t i = 0, l = 0, h = 0; i < a.n; ++i) {
-      while (l < a.out && a.start[l] + a.count[l] <= i) ++l;
-      while (h < a.out && a.start[h] <= i) ++h;
+      while (l < a.out && windows[l].start + windows[l].count <= i) ++l;
+      while (h < a.out && windows[h].start <= i) ++h;
       low[i] = std::min(l, h), high[i] = h;
-      most = std::max(most, h - low[i]);
     }
   }
 };
-bool forward_only(const Axis& a) {  // windows begin and end one after the other, and none is empty
-  for (int64_t o = 0; o < a.out; ++o) {
-    if (a.count[o] == 0) return false;
-    if (o > 0 && (a.start[o] < a.start[o - 1] || a.start[o] + a.count[o] < a.start[o - 1] + a.count[o - 1])) return false;
-  }
-  return true;
-}
 
 template <class T> struct Pixels {
   const Plan& plan;
@@ -85,9 +79,11 @@ template <class T> struct Pixels {
     const T* x = static_cast<const T*>(call.x) + row / (out_h * f.axis[0].out) * f.in * C;
     T* y = static_cast<T*>(call.y[0]) + row * out_w * C;
     uint8_t* won = call.aux[0] ? static_cast<uint8_t*>(call.aux[0]) + row * out_w * C : nullptr;
-    Place p{0, d, h, 0, f.axis[0].start[d], f.axis[1].start[h], 0, f.axis[0].count[d], f.axis[1].count[h], 0};
-    for (p.w = 0; p.w < out_w; ++p.w, y += C, won += won ? C : 0) {
-      p.sw = f.axis[2].start[p.w], p.cw = f.axis[2].count[p.w];
+    const Window deep = f.axis[0].at(d, 0), tall = f.axis[1].at(h, 0);
+    Place p{0, d, h, 0, deep.start, tall.start, 0, deep.count, tall.count, 0};
+    Cursor flat(f.axis[2], 0, 0);
+    for (p.w = 0; p.w < out_w; ++p.w, y += C, won += won ? C : 0, flat.next()) {
+      p.sw = (*flat).start, p.cw = (*flat).count;
       Box box{((p.sd * H + p.sh) * W + p.sw) * C, H * W * C, W * C, C, p.cd, p.ch, p.cw};
       const int64_t all = p.cd * p.ch * p.cw, start = box.start;
       const Wide divisor = plan.op == MEAN ? divide(p, all, splat<vf>(all)) : Lane<float>::all(1);
@@ -138,8 +134,8 @@ template <class T> struct Pixels {
     for (int64_t od = reach.d.low[d]; od < reach.d.high[d]; ++od)
       for (int64_t oh = reach.h.low[h]; oh < reach.h.high[h]; ++oh)
         for (int64_t ow = reach.w.low[w]; ow < reach.w.high[w]; ++ow) {
-          const Place p{0, od, oh, ow, f.axis[0].start[od], f.axis[1].start[oh], f.axis[2].start[ow],
-                        f.axis[0].count[od], f.axis[1].count[oh], f.axis[2].count[ow]};
+          const Window deep = reach.d.windows[od], tall = reach.h.windows[oh], flat = reach.w.windows[ow];
+          const Place p{0, od, oh, ow, deep.start, tall.start, flat.start, deep.count, tall.count, flat.count};
           const int64_t all = p.cd * p.ch * p.cw, tap = ((d - p.sd) * p.ch + h - p.sh) * p.cw + w - p.sw;
           const float scale = plan.op == MEAN ? (float)(1 / divide(p, all, splat<vf>(all)).lo[0]) : 0.0f;
           to[number++] = {((od * f.axis[1].out + oh) * f.axis[2].out + ow) * C, (int32_t)tap, scale};
@@ -194,8 +190,8 @@ bool pixels_suits(const Plan& plan, bool) {
   if (f.method != DIRECT || f.taps > 256) return false;
   int64_t holders = 1;
   for (const Axis& a : f.axis) {
-    if (a.step > 1 || a.rows > 1 || a.run || !forward_only(a)) return false;
-    holders *= Holders(a).most;
+    if (a.kind == LISTED || a.step > 1 || a.run || a.may_be_empty) return false;  // else windows begin and end one after the other
+    holders *= a.most_holders();
   }
   return holders <= MOST_HOLDERS;
 }

@@ -6,14 +6,9 @@ namespace everypool {
 namespace {
 
 bool line_of(const Axis& a, Line& line) {
-  if (a.rows != 1 || a.step != 1 || a.run) return false;
-  if (std::any_of(a.count.begin(), a.count.end(), [](int64_t count) { return count == 0; })) return false;
-  line.n = a.n, line.out = a.out;
-  if (a.slide > 0) {
-    line.kernel = a.kernel, line.stride = a.slide, line.left = a.left;
-    return a.left >= 0 && a.left < a.kernel && a.kernel <= ROWS_KERNEL && a.kernel <= 2 * a.n;
-  }
-  return a.kept();
+  if (!a.slides() || a.may_be_empty) return false;
+  line.n = a.n, line.out = a.out, line.kernel = a.kernel, line.stride = a.stride, line.left = a.left;
+  return a.left >= 0 && a.left < a.kernel && a.kernel <= ROWS_KERNEL;
 }
 
 }  // namespace
@@ -88,7 +83,7 @@ std::vector<double> factors(const Plan& plan, int axis) {
   const Axis& a = fold.axis[axis];
   std::vector<double> by;
   for (int64_t o = 0; o < a.out; ++o) {
-    const int64_t cells = plan.divisor == CELLS && fold.has_extent ? a.extent[o] : a.count[o];
+    const int64_t cells = plan.divisor == CELLS && fold.has_cells ? a.cells(o, 0) : a.at(o, 0).count;
     by.push_back(plan.op == POWER && plan.sum ? 1 : plan.divisor != FIXED ? 1.0 / cells : axis == 2 ? 1 / plan.fixed : 1);
   }
   return by;

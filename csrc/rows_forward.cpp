@@ -177,7 +177,10 @@ template <class T, class Op> class Values {
   bool run(int64_t begin, int64_t end) {
     const int64_t spare = Op::mean ? size_ : 0, scale = Op::mean ? round_up(g_.w.out, LF) + LF : 0;
     if (!groups_) tile_ = static_cast<E*>(memory_.take((size_ + spare) * sizeof(E))), spare_ = tile_ + size_;
-    if (Op::mean) scale_ = static_cast<E*>(scales_.take(scale * sizeof(E))), scaled_ = 0;
+    if (Op::mean) {  // vectors reach beyond the factors: lanes that only hold what is written over, but are computed
+      scale_ = static_cast<E*>(scales_.take(scale * sizeof(E))), scaled_ = 0;
+      std::fill_n(scale_, scale, E{});
+    }
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t slice = units_.plane(unit);
       plane_ = x_ + slice / g_.d.out * g_.in, d_ = slice % g_.d.out;
@@ -427,7 +430,7 @@ template <class T, class Op> class Values {
     const auto put_at = [&](int64_t o) __attribute__((always_inline)) {
       V v[S];
       for (int i = 0; i < S; ++i) v[i] = fold_at<M>(row, S * o + i * LF, nan);
-      put(y + o, merge_groups<S>(v, op_), scale_ + o);
+      put(y + o, merge_groups<S>(v, op_), scale_ + o, LF, out - o);
     };
     for (int64_t line = 0; line < lines; ++line, y += out, row.advance(step)) {
       if (Op::mean) scale_for(h + line);

@@ -6,13 +6,6 @@
 namespace everypool {
 namespace {
 
-bool runs(const Axis& a) {  // over all of the axis
-  if (a.rows != 1 || !a.run) return false;
-  for (int64_t o = 0; o < a.out; ++o)
-    if (a.count[o] != (a.run == 1 ? o + 1 : a.n - o)) return false;
-  return true;
-}
-
 bool course_of(const Plan& plan, Course& course) {
   if (plan.folds.size() != 1) return false;
   course.outer = plan.N * (plan.pixels ? 1 : plan.C);
@@ -21,7 +14,7 @@ bool course_of(const Plan& plan, Course& course) {
     if (a.kept()) {
       (found ? course.inner : course.outer) *= a.n;
     } else {
-      if (found || !runs(a)) return false;
+      if (found || !a.run || a.kind == LISTED) return false;
       course.n = a.n, course.backwards = a.run == 2;
       found = true;
     }

@@ -36,7 +36,7 @@ bool strips_suits(const Plan& plan, bool) {
   Map map;
   if (plan.pixels || plan.mask_channels > 0 || plan.type >= INT8 || !map_of(plan, map) || map.n[WIDTH] < plan.lanes) return false;
   if (plan.op == MAX) return plan.index == NO_INDEX;
-  return plan.op == MEAN && (plan.divisor != CELLS || !plan.folds[0].has_extent);
+  return plan.op == MEAN && (plan.divisor != CELLS || !plan.folds[0].has_cells);
 }
 
 int64_t strips_aux_bytes(const Plan& plan, size_t fold) {

@@ -11,7 +11,7 @@ bool run_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
   using M = typename Bits<C>::M;
   constexpr int L = Lane<C>::L;
   M bad{};
-  const Divide<C> divide(plan, f, sample);
+  const Divide<C> divide{plan, f, sample};
   const int64_t W = f.axis[2].n, H = f.axis[1].n;
   const M* mask = static_cast<const M*>(v.mask);
   each_window(f, sample, v.low, v.high, [&](const Place& p) __attribute__((always_inline)) {
@@ -93,7 +93,7 @@ void run_backward(const Plan& plan, const Fold& f, int64_t sample, const View<C>
   using M = typename Bits<C>::M;
   using W_ = typename Lane<C>::W;
   constexpr int L = Lane<C>::L;
-  const Divide<C> divide(plan, f, sample);
+  const Divide<C> divide{plan, f, sample};
   const int64_t W = f.axis[2].n, H = f.axis[1].n;
   const M* mask = static_cast<const M*>(v.mask);
   const int band = f.band_axis;

@@ -7,12 +7,14 @@ Addresses of tables are trusted by design, so they are always valid, as long as 
 
 The cases run in processes of their own: the one that was at work when a process crashes or hangs is named. Under
 AddressSanitizer, which sees reads as well, memory has no guards around it; Python must then use malloc (PYTHONMALLOC).
+With --library the cases run in this process on loops from a file, without torch, for valgrind (`make valgrind`).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import mmap
 import os
 import struct
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.machinery import ExtensionFileLoader
 from itertools import product
 from math import prod
 from typing import Any
@@ -30,6 +33,7 @@ from fuzz_plans import (
     ELEMENTS,
     FLOATS,
     ITEM,
+    LISTED,
     MAX,
     MEAN,
     NAMES,
@@ -37,12 +41,14 @@ from fuzz_plans import (
     POSITION,
     POWER,
     SANITIZED,
+    WATCHED,
     Buffer,
     Draw,
     Fault,
     addressed,
     axes_of,
     content,
+    elements_of,
     legal,
     plan_of,
     spoilt,
@@ -96,7 +102,11 @@ def too_large(numbers: list[Any], final: tuple[int, ...]) -> bool:
         if prod(n) * max(planes, 1) > ELEMENTS or prod(out) * max(planes, 1) > ELEMENTS:
             return True
         work = max(work, *(prod(pair) for pair in product(*zip(n, out, strict=True))))  # states between two axes
-        work = max(work, prod(sum(numbers[at + 9]) for at in axes[fold : fold + 3]) * max(planes, 1))
+        work = max(
+            work,
+            prod(elements_of(list(final) if final[at + 2] != LISTED else numbers, at) for at in axes[fold : fold + 3])
+            * max(planes, 1),
+        )
     return work > WORK
 
 
@@ -111,7 +121,7 @@ class Case:
         self.inside = prod(final[at] for at in axes[:3])
         self.outs = [prod(final[at + 1] for at in axes[i : i + 3]) for i in range(0, len(axes), 3)]
         self.planes = self.n * self.c
-        self.kept, self.bands, _ = module.describe(plan)
+        self.kept, self.bands, _, _ = module.describe(plan)
         self.x = Buffer(content(rng, self.kind, self.planes * self.inside), rng.choice((0, 0, 1, 3)) * ITEM[self.kind])
         density = rng.choice((0.0, 0.3, 0.7, 0.97, 1.0))
         size = (self.n * self.inside if self.planes else 1) * final[NAMES.index("mask")]  # what is needed must have an address
@@ -125,16 +135,22 @@ class Case:
         rng, learns = self.rng, self.kind < FLOATS and self.rng.random() < 0.7
         if self.planes and rng.random() < 0.02:
             self.forgotten()
-        if rng.random() < 0.25:  # again from other memory
-            grads = [content(rng, self.kind, self.planes * out) for out in self.outs]
-            first, second = self.results(0x00, learns, grads), self.results(0xFF, learns, grads)
-            if first != second:
-                raise Fault("results differ from run to run: something was not written, or read before it was")
-            return
+        if rng.random() < 0.25:
+            return self.repeat(learns)
         self.results(0xA5, learns, [content(rng, self.kind, self.planes * out) for out in self.outs])
+
+    def repeat(self, learns: bool) -> None:
+        """The same from other memory: results, scratch and stack hold other things before they are written."""
+        grads = [content(self.rng, self.kind, self.planes * out) for out in self.outs]
+        found = [self.results(fill, learns, grads) for fill in (0x00, 0xFF, 0x7F)]  # zeros, NaN, and a large number
+        self.module.poison(-1)
+        if found[1:] != found[:-1]:
+            raise Fault("results differ from run to run: something was not written, or read before it was")
 
     def results(self, fill: int, learns: bool, grads: list[bytes]) -> list[bytes]:
         """Everything that the calls have made, where they did not leave it to the definition."""
+        if not WATCHED:
+            self.module.poison(fill)
         found: list[bytes] = []
         self.forward(0, [Buffer(b"")] * len(self.outs), fill, found)
         if not learns:
@@ -206,17 +222,28 @@ class Case:
 # ---- processes ------------------------------------------------------------------------------------------------------------
 
 
-def work(seed: int, first: int, cases: int, progress: str) -> int:
+def loaded(library: str) -> Any:
+    """The compiled loops in a file, by which no torch is needed, or those that the package has chosen."""
+    if not library:
+        from everypool.backends import cpu
+
+        return cpu.library()
+    name = os.path.basename(library).partition(".")[0]
+    spec = importlib.util.spec_from_file_location(name, library, loader=ExtensionFileLoader(name, library))
+    if spec is None:
+        raise ValueError(f"`library` must be an extension module, got {library}")
+    return importlib.util.module_from_spec(spec)
+
+
+def work(seed: int, first: int, cases: int, progress: str, library: str = "") -> int:
     """The cases in this process; the number of the one at hand is in the file `progress`."""
     import resource  # no system without it has compiled loops
 
-    from everypool.backends import cpu
-
-    module = cpu.library()
+    module = loaded(library)
     if module is None:
         print("no compiled loops are installed")
         return 3
-    if not SANITIZED:
+    if not (SANITIZED or WATCHED):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     counts: Counter[str] = Counter()
     with open(progress, "r+b") as file, mmap.mmap(file.fileno(), 8) as place:
@@ -295,8 +322,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--library", default="", help="file of the compiled loops: in this process, without torch")
     parser.add_argument("--progress", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.library:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(bytes(8))
+            file.flush()
+            return work(given.seed, given.first, given.cases, file.name, given.library)
     if given.progress:
         return work(given.seed, given.first, given.cases, given.progress)
     return spread(given.cases, given.seed, given.first, min(given.jobs, given.cases))

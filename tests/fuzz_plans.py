@@ -10,14 +10,17 @@ from math import inf, nan, prod
 from typing import Any
 
 SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+WATCHED = "vgpreload" in os.environ.get("LD_PRELOAD", "")  # by valgrind, which knows what was written
 
 MAX, MEAN, POWER = 0, 1, 2
 POSITION = 2
 FLOATS = 4  # the first types
 ITEM = (4, 8, 2, 2, 1, 1, 2, 4, 8)  # bytes by type
 NAMES = ("N", "C", "type", "pixels", "op", "index", "divisor", "sign", "last", "sum", "plain", "mask", "folds")
-HEADER, FOLD, AXIS = len(NAMES), 2, 11
-TABLES = (8, 9, 10)  # start, count and extent within the numbers of an axis
+AXIS_NAMES = ("n", "out", "kind", "step", "kernel", "stride", "left", "right", "cells", "middle", "run", "rows")
+HEADER, FOLD, AXIS = len(NAMES), 2, len(AXIS_NAMES) + 3
+TABLES = (12, 13, 14)  # start, count and extent within the numbers of an axis
+SLIDING, BINS, UP_TO, FROM, LISTED = range(5)  # kinds of windows
 LARGEST = 1 << 46
 
 ENTRIES = 4096  # most entries of a table that has an address
@@ -39,38 +42,46 @@ class Draw(random.Random):
     """What a case is drawn from."""
 
     batch = 1  # samples of the plan at hand
+    middles = False  # of every window only its middle
 
 
 # ---- plans ----------------------------------------------------------------------------------------------------------------
 
 
 def sliding(rng: Draw, n: int) -> list[Any]:
+    if n > 1 and rng.random() < 0.2:  # side by side, none clipped: loops of their own
+        kernel = rng.randint(2, min(n, 4))
+        return described(rng, n, n // kernel, SLIDING, 1, kernel, kernel)
     kernel = 1 + int(rng.random() * (rng.choice((3, n, 2 * n + 3))))
     stride, step = rng.choice((1, 1, 2, 3, kernel, 2 * n)), rng.choice((1, 1, 1, 2, n))
     left = rng.choice((0, 0, kernel // 2, rng.randint(-n, 2 * kernel)))
     out = max((n + 2 * left - (kernel - 1) * step - 1) // stride + 1, 1) if rng.random() < 0.8 else rng.randint(1, n + 3)
+    out = min(out, 3 * n + 3)
+    if rng.random() < 0.8:
+        right = rng.choice((left, left, 0, rng.randint(-n, 2 * kernel)))
+        return described(rng, n, out, SLIDING, step, kernel, stride, left, right)
     windows: Windows = []
-    for o in range(min(out, 3 * n + 3)):
+    for o in range(out):
         inside = [e for e in range(o * stride - left, o * stride - left + kernel * step, step) if 0 <= e < n]
         windows.append((inside[0] if inside else rng.choice(EDGES), len(inside)))
-    claims = (stride, kernel, left) if rng.random() < 0.8 else (0, 1, 0)
-    return axis(rng, n, [windows], step, 0, *claims)
+    return axis(rng, n, [windows], step)
 
 
 def bins(rng: Draw, n: int) -> list[Any]:
     out = rng.choice((1, 1, n, rng.randint(1, n + 2)))
     ends = [(o * n // out, -(-(o + 1) * n // out)) for o in range(out)]
-    rows = [[(start, max(min(end, size) - start, 0)) for start, end in ends] for size in sizes(rng, n)]
-    return axis(rng, n, rows)
+    found = sizes(rng, n)
+    rows = [[(start, max(min(end, size) - start, 0)) for start, end in ends] for size in found]
+    return described(rng, n, out, BINS) if found == [n] else axis(rng, n, rows)
 
 
 def running(rng: Draw, n: int) -> list[Any]:
     forward = rng.random() < 0.5
-    rows = []
-    for size in sizes(rng, n):
+    rows, found = [], sizes(rng, n)
+    for size in found:
         windows = [(0, o + 1) if forward else (o, size - o) for o in range(size)]
         rows.append(windows + [(0, 0)] * (n - size))
-    return axis(rng, n, rows, 1, 1 if forward else 2)
+    return described(rng, n, n, UP_TO if forward else FROM) if found == [n] else axis(rng, n, rows, 1, 1 if forward else 2)
 
 
 def listed(rng: Draw, n: int) -> list[Any]:
@@ -83,7 +94,10 @@ def listed(rng: Draw, n: int) -> list[Any]:
 
 
 def kept(rng: Draw, n: int) -> list[Any]:
-    return axis(rng, n, [[(o, 1 if o < size else 0) for o in range(n)] for size in sizes(rng, n)])
+    found = sizes(rng, n)
+    if found == [n]:
+        return described(rng, n, n, SLIDING)
+    return axis(rng, n, [[(o, 1 if o < size else 0) for o in range(n)] for size in found])
 
 
 def sizes(rng: Draw, n: int) -> list[int]:
@@ -91,26 +105,37 @@ def sizes(rng: Draw, n: int) -> list[int]:
     return [n] if rng.random() < 0.8 else [rng.randint(1, n) for _ in range(rng.batch)]
 
 
-def axis(
-    rng: Draw, n: int, rows: list[Windows], step: int = 1, run: int = 0, slide: int = 0, kernel: int = 1, left: int = 0
+def described(
+    rng: Draw, n: int, out: int, kind: int, step: int = 1, kernel: int = 1, stride: int = 1, left: int = 0, right: int = 0
 ) -> list[Any]:
+    """The numbers of an axis whose windows are alike for all samples."""
+    middle = rng.choice((1, 2)) if rng.middles and n > 1 else 0
+    return [n, out, kind, step, kernel, stride, left, right, int(rng.random() < 0.9), middle, 0, 1, None, None, None]
+
+
+def axis(rng: Draw, n: int, rows: list[Windows], step: int = 1, run: int = 0) -> list[Any]:
+    """The numbers of an axis whose windows are listed, those of each sample or of all."""
+    if rng.middles:
+        rows, step, run = [[(start + count // 2 * step, min(count, 1)) for start, count in row] for row in rows], 1, 0
     starts, counts = ([window[i] for row in rows for window in row] for i in (0, 1))
     out = len(rows[0]) if rows else n
     extents = None if rng.random() < 0.1 else [rng.choice((1, 2, n, *EDGES)) if rng.random() < 0.2 else c + 1 for c in counts]
-    return [n, out, step, len(rows), run, slide, kernel, left, starts, counts, extents]
+    return [n, out, LISTED, step, 1, 1, 0, 0, int(extents is not None), 0, run, len(rows), starts, counts, extents]
 
 
-def plan_of(rng: Draw) -> tuple[list[Any], list[float]]:
-    """Numbers that must be accepted; a table is a list in them, None if it is missing."""
+def plan_of(rng: Draw, width: int | None = None, type_: int | None = None) -> tuple[list[Any], list[float]]:
+    """Numbers that must be accepted, of a map of some width and type; a table is a list in them, None if it is missing."""
     batch, channels = rng.choice((0, 1, 1, 2, 2, 3)), rng.choice((0, 1, 1, 2, 3, 4, 5, 7, 8, 8, 9, 16, 17))
     rng.batch = batch
-    kind = rng.choice((0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8))
+    kind = rng.choice((0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8)) if type_ is None else type_
     op = rng.choice((0, 0, 1, 1, 2, 3, 4)) if kind < FLOATS else MAX
     most = rng.choice((2, 5, 5, 9, 9, 20)) if rng.random() < 0.97 else 60
     shape = [rng.randint(1, most) for _ in range(3)]
     for missing in range(rng.choice((0, 0, 1, 1, 1, 1, 2, 2))):
         shape[missing] = 1
     shape = shape if prod(shape) < 4000 else [1, *shape[1:]]
+    shape[2] = width or shape[2]
+    rng.middles = op == MAX and rng.random() < 0.1
     flag = lambda: int(rng.random() < 0.3)  # noqa: E731
     mask = rng.choice((0, 0, 0, 1, channels))
     number = 1 if rng.random() < 0.8 else rng.randint(2, 4)
@@ -125,6 +150,32 @@ def plan_of(rng: Draw) -> tuple[list[Any], list[float]]:
         places = prod(a[0] for a in axes) == prod(a[1] for a in axes)
         numbers += [int(places and rng.random() < 0.5), flag(), *axes[0], *axes[1], *axes[2]]
     return numbers, [rng.choice((0.0, 1e-6, 1.0)), float(rng.choice((1, 2, 9, -3)))]
+
+
+def grouped_plan(rng: Draw, width: int, type_: int) -> tuple[list[Any], list[float]]:
+    """A plan of few planes whose windows lie side by side along the rows, which loops of their own take."""
+    rng.batch, channels, high = rng.choice((1, 1, 2)), rng.choice((1, 1, 2, 3)), rng.randint(1, 9)
+    op = rng.choice((1, 1, 1, 2, 2, 3, 4, 0)) if type_ < FLOATS else MAX
+    kernel = rng.randint(2, 4)
+    width = width if rng.random() < 0.3 else kernel * rng.randint(1, 7)  # mostly less than a register
+    along = described(rng, width, max(width // kernel, 1), SLIDING, 1, kernel, kernel)
+    rows = sliding(rng, high) if rng.random() < 0.5 else described(rng, high, high, SLIDING)
+    header = [
+        rng.batch,
+        channels,
+        type_,
+        0,
+        op,
+        0,
+        rng.choice((0, 0, 1, 2)),
+        rng.choice((0, 1)),
+        0,
+        rng.choice((0, 1)),
+        0,
+        0,
+        1,
+    ]
+    return [*header, 0, 0, *described(rng, 1, 1, SLIDING), *rows, *along], [0.0, 9.0]
 
 
 def spoilt(rng: Draw, numbers: list[Any], reals: list[float]) -> None:
@@ -166,9 +217,9 @@ def addressed(rng: Draw, numbers: list[Any]) -> tuple[tuple[int, ...], list[arra
         if not table:
             final.append(min(max(len(item) if isinstance(item, list) else item or 0, -(2**63)), 2**63 - 1))
             continue
-        out, rows = final[at - within % AXIS + 1], final[at - within % AXIS + 3]
+        out, kind, rows = (final[at - within % AXIS + AXIS_NAMES.index(name)] for name in ("out", "kind", "rows"))
         entries = out * rows
-        if not isinstance(item, list) or not 0 < entries <= ENTRIES or rows < 0:
+        if kind != LISTED or not isinstance(item, list) or not 0 < entries <= ENTRIES or rows < 0:
             numbers[at] = ()
             final.append(0)
             continue
@@ -189,9 +240,30 @@ def legal(numbers: list[Any], final: tuple[int, ...]) -> bool:
     if not (0 <= header["divisor"] < 3 and 0 <= header["sign"] < 2 and header["mask"] in (0, 1, header["C"])):
         return False
     for at in axes_of(final):
-        n, out, step, rows, run, slide, kernel, left = final[at : at + TABLES[0]]
+        if len(final) < at + AXIS:
+            return False
+        found = dict(zip(AXIS_NAMES, final[at : at + TABLES[0]], strict=True))
+        n, out, kind, step, run, rows = (found[name] for name in ("n", "out", "kind", "step", "run", "rows"))
+        if min(n, out, step) < 1 or run not in (0, 1, 2) or rows not in (1, header["N"]) or not 0 <= kind <= LISTED:
+            return False
+        if (
+            not 0 <= found["run"] <= LISTED
+            or ((run or kind in (UP_TO, FROM)) and n != out)
+            or found["middle"] not in (0, 1, 2)
+            or not 0 <= found["cells"] <= LISTED
+        ):
+            return False
+        if kind != LISTED:
+            kernel, stride = found["kernel"], found["stride"]
+            numbered = kernel >= 1 and stride >= 1 and max((out - 1) * stride, (kernel - 1) * step, kernel, stride) <= LARGEST
+            numbered = numbered and max(abs(found["left"]), abs(found["right"])) <= LARGEST
+            if rows != 1 or run or not (numbered if kind == SLIDING else step == 1 and max(n, out) < 2**31):
+                return False
+            continue
+        if found["middle"]:
+            return False
         starts, counts = (numbers[at + t] for t in TABLES[:2])
-        if min(n, out, step, kernel) < 1 or run not in (0, 1, 2) or slide < 0 or rows not in (1, header["N"]):
+        if not (starts and counts) and rows * out:
             return False
         for e in range(rows * out):
             start, count, o = starts[e], counts[e], e % out
@@ -199,13 +271,15 @@ def legal(numbers: list[Any], final: tuple[int, ...]) -> bool:
                 return False
             if run and count and not (start == 0 and count == o + 1 if run == 1 else start == o):
                 return False
-            if slide:
-                first = o * slide - left
-                skipped = max(-(first // step), 0)
-                fits = max(min(kernel - skipped, (n - 1 - first) // step + 1 - skipped), 0)
-                if count != fits or (fits and start != first + skipped * step):
-                    return False
     return True
+
+
+def elements_of(numbers: list[Any], at: int) -> int:
+    """Elements in all windows of an axis, at most."""
+    n, out, kind, _, kernel = numbers[at : at + 5]
+    if kind == LISTED:
+        return sum(numbers[at + TABLES[1]])
+    return out * min(kernel if kind == SLIDING else n, n)
 
 
 def axes_of(final: tuple[int, ...]) -> list[int]:

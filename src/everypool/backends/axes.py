@@ -18,7 +18,7 @@ from torch import Tensor
 from everypool.backends.context import can_compare_sizes, is_jit_tracing, is_tracing
 from everypool.backends.monoids import Monoid, State
 
-__all__ = ["Axis", "Bins", "Keep", "Run", "Slide", "Spans", "Spread", "Table", "middle"]
+__all__ = ["Axis", "Bins", "Keep", "Rule", "Run", "Slide", "Spans", "Spread", "Table", "middle"]
 
 CPU = torch.device("cpu")  # of tables for the compiled loops, whatever device tensors are made on by default
 
@@ -34,17 +34,15 @@ def reshape_axes(part: Tensor, dim: int, sizes: tuple[Any, ...], count: int = 1)
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """Windows along one axis as compiled loops take them: elements start, start + step, ..., `count` of them.
+    """Windows along one axis in a table: elements start, start + step, ..., `count` of them.
 
-    A compiled loop may rely on `run` (every element up to the window's own place, or from it on) and on `slide`: kernel,
-    stride and left padding of sliding windows that every sample has in common.
+    A compiled loop may rely on `run`: every element up to the window's own place, or from it on.
     """
 
     start: Tensor  # (1 or N, out), int64
     count: Tensor
     step: int = 1
     run: int = 0  # 1 forward, 2 in reverse
-    slide: tuple[int, int, int] | None = None
 
     @classmethod
     def between(cls, start: Tensor, end: Tensor, size: Tensor | None, **kind: Any) -> Spans:
@@ -56,11 +54,29 @@ class Spans:
         return cls(start, (end - start).clamp(min=0), **kind)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Windows along one axis that numbers describe, alike for all samples: a plan of them does not grow with the axis."""
+
+    kind: int
+    step: int = 1  # between the elements of a window
+    kernel: int = 1
+    stride: int = 1
+    left: int = 0  # padding in front of the first element
+
+    SLIDING, BINS, UP_TO, FROM, LISTED = range(5)  # kinds, as the compiled loops number them
+
+
 class Axis:
     """`n` elements related to `out` windows."""
 
     n: int
     out: int
+
+    @property
+    def rule(self) -> Rule | None:
+        """The windows in numbers where all samples are as large as the map; None where only a table tells them."""
+        return None
 
     def spans(self, size: Tensor | None) -> Spans:
         """The windows as starts and counts, clipped to the map, or to each sample's own size (N,)."""
@@ -112,6 +128,10 @@ class Keep(Axis):
 
     def transposed(self) -> Axis:
         return self
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(Rule.SLIDING)
 
     def spans(self, size: Tensor | None) -> Spans:
         place = torch.arange(self.n, device=CPU)
@@ -170,6 +190,10 @@ class Slide(Axis):
             return Table.of(self).transposed()
         return Spread(self._trimmed())
 
+    @property
+    def rule(self) -> Rule:
+        return Rule(Rule.SLIDING, self.dilation, self.kernel, self.stride, self.left)
+
     def spans(self, size: Tensor | None) -> Spans:
         d = self.dilation
         start = (torch.arange(self.out, device=CPU) * self.stride - self.left).unsqueeze(0)
@@ -178,8 +202,7 @@ class Slide(Axis):
         last = torch.tensor([[self.n]], device=CPU) if size is None else size.reshape(-1, 1)
         fitting = torch.div(last - 1 - first, d, rounding_mode="floor") + 1
         count = torch.minimum(fitting, self.kernel - skipped).clamp(min=0)
-        slide = (self.kernel, self.stride, self.left) if size is None else None
-        return Spans(first.expand(count.shape), count, d, slide=slide)
+        return Spans(first.expand(count.shape), count, d)
 
     def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if not is_tracing() and self.stride > self.n:
@@ -320,6 +343,10 @@ class Bins(Axis):
         # j in [floor(i n / o), ceil((i + 1) n / o)) exactly when i in [floor(j o / n), ceil((j + 1) o / n))
         return Bins(self.out, self.n)
 
+    @property
+    def rule(self) -> Rule:
+        return Rule(Rule.BINS)
+
     def spans(self, size: Tensor | None) -> Spans:
         number = torch.arange(self.out, device=CPU)
         return Spans.between(number * self.n // self.out, ((number + 1) * self.n + self.out - 1) // self.out, size)
@@ -442,6 +469,10 @@ class Run(Axis):
 
     def transposed(self) -> Axis:
         return Run(self.n, not self.reverse)
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(Rule.FROM if self.reverse else Rule.UP_TO)
 
     def spans(self, size: Tensor | None) -> Spans:
         place = torch.arange(self.n, device=CPU)

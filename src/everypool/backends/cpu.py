@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from everypool import _check as check
-from everypool.backends.axes import Axis, Keep
+from everypool.backends.axes import Axis, Rule
 from everypool.backends.context import find_obstacle, force_differentiable_ops, has_address
 from everypool.backends.gradients import by_definition
-from everypool.backends.layout import Layout, compute_strides, lay_out
+from everypool.backends.layout import Cells, Layout, compute_strides, lay_out
 from everypool.backends.linear import LinearMap
 from everypool.backends.recipe import Recipe, parameter_values
 
@@ -185,7 +185,7 @@ def make_plan(
     tables: list[Tensor] = []  # kept alive until the plan has copied them
     axes: list[int] = [len(layouts)]
     for layout in layouts:
-        axes += [int(layout.own_position), 0, *_axes(layout, recipe, shape[0], tables)]
+        axes += [int(layout.own_position), 0, *_axes(layout, recipe, tables)]
     index = 2 if recipe.index else 0
     settings = [int(recipe.absolute), int(recipe.last), int(recipe.sum), int(recipe.plain_gradient), mask_channels]
     divisor = 1 if recipe.divisor is not None else 2 if recipe.cells else 0
@@ -198,7 +198,7 @@ def make_plan(
             back = module.plan((*start, OPS["mean"], 0, 0, *settings, *axes), reals)
     except ValueError as error:
         raise Unsupported(str(error)) from error
-    kept, bands, by_axis = module.describe(handle)
+    kept, bands, by_axis, _ = module.describe(handle)
     bands = module.describe(back)[1]
     linear = len(layouts) == 1 and not recipe.index and recipe.op in PLAIN and dtype is not torch.bool
     outs = tuple(place((*shape[:2], *layout.out), pixels) for layout in layouts)
@@ -208,52 +208,46 @@ def make_plan(
     )
 
 
-def _axes(layout: Layout, recipe: Recipe, batch: int, tables: list[Tensor]) -> list[int]:
+ALONE = (1, 1, Rule.SLIDING, 1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0)  # an axis of one element, for lines and planes
+
+
+def _axes(layout: Layout, recipe: Recipe, tables: list[Tensor]) -> list[int]:
     """Three axes in numbers; the missing ones of a line or a plane hold one element."""
-    numbers: list[int] = []
-    device = torch.device("cpu")
-    for number in range(3 - len(layout.axes), 3):
-        at = number - (3 - len(layout.axes))
-        numbers += _axis(layout, at, layout.axes[at], recipe, batch, tables, device)
-    return _axis(None, 0, Keep(1), recipe, batch, tables, device) * (3 - len(layout.axes)) + numbers
+    numbers = [*ALONE] * (3 - len(layout.axes))
+    for at, axis in enumerate(layout.axes):
+        cells = None if layout.extents is None else layout.extents[at]
+        if layout.sizes is None and axis.rule is not None:
+            numbers += _described(axis, axis.rule, cells, recipe)
+        else:
+            numbers += _listed(layout, at, cells, recipe, tables)
+    return numbers
 
 
-def _axis(
-    layout: Layout | None, at: int, axis: Axis, recipe: Recipe, batch: int, tables: list[Tensor], device: torch.device
-) -> list[int]:
-    size = None if layout is None or layout.sizes is None else layout.sizes[:, at]
+def _described(axis: Axis, rule: Rule, cells: Cells | None, recipe: Recipe) -> list[int]:
+    """An axis whose windows are numbers."""
+    right, middle = 0 if cells is None else int(cells.right), 0 if recipe.op != "centre" else 2 if recipe.upper else 1
+    sliding = [rule.step, rule.kernel, rule.stride, rule.left, right, int(cells is not None)]
+    return [axis.n, axis.out, rule.kind, *sliding, middle, 0, 1, 0, 0, 0]
+
+
+def _listed(layout: Layout, at: int, cells: Cells | None, recipe: Recipe, tables: list[Tensor]) -> list[int]:
+    """An axis whose windows are tables, a row for each sample where samples differ."""
+    axis, size = layout.axes[at], None if layout.sizes is None else layout.sizes[:, at]
     spans = axis.spans(size)
-    start, count, step, run, slide = spans.start, spans.count, spans.step, spans.run, spans.slide
-    if layout is not None and layout.out_sizes is not None:
+    start, count, step, run = spans.start, spans.count, spans.step, spans.run
+    if layout.out_sizes is not None:
         count = torch.where(torch.arange(axis.out) < layout.out_sizes[:, at].reshape(-1, 1), count, 0)
-        slide = None
     if recipe.op == "centre":
-        middle = axis.centre(device, recipe.upper, size).reshape(-1, axis.out)
-        count = (count > 0).to(torch.int64)
-        start, count = torch.broadcast_tensors(middle, count)
-        step, run, slide = 1, 0, None
+        middle = axis.centre(torch.device("cpu"), recipe.upper, size).reshape(-1, axis.out)
+        start, count = torch.broadcast_tensors(middle, (count > 0).to(torch.int64))
+        step, run = 1, 0
     rows = start.shape[0]
-    start, count = start.to(torch.int64).contiguous(), count.to(torch.int64).contiguous()
-    extent = None
-    if layout is None:
-        extent = torch.ones((1, 1), dtype=torch.int64)
-    elif layout.extents is not None:
-        extent = layout.extents[at].to(torch.int64).reshape(-1, axis.out).expand(rows, axis.out).contiguous()
-    tables += [start, count, *(() if extent is None else (extent,))]
-    kernel, stride, left = slide if slide is not None and step == 1 else (1, 0, 0)
-    return [
-        axis.n,
-        axis.out,
-        step,
-        rows,
-        run,
-        stride,
-        kernel,
-        left,
-        start.data_ptr(),
-        count.data_ptr(),
-        0 if extent is None else extent.data_ptr(),
-    ]
+    found = [start.to(torch.int64).contiguous(), count.to(torch.int64).contiguous()]
+    if cells is not None:
+        found.append(cells.count(torch.device("cpu")).reshape(-1, axis.out).expand(rows, axis.out).contiguous())
+    tables += found
+    addresses = [table.data_ptr() for table in found] + [0] * (3 - len(found))
+    return [axis.n, axis.out, Rule.LISTED, step, 1, 1, 0, 0, int(cells is not None), 0, run, rows, *addresses]
 
 
 @dataclass(eq=False)

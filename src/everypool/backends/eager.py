@@ -69,11 +69,12 @@ class Folds:
         if self.layout.extents is None:
             return self.number(dtype)
         cells = torch.ones((), dtype=dtype, device=self.device)
-        for axis, extent in enumerate(self.layout.extents):
+        for axis, sides in enumerate(self.layout.extents):
+            extent = sides.count(self.device)
             rows = extent.shape[0] if extent.dim() == 2 else 1
             shape = [rows] + [1] * (self.nd + 1)
             shape[2 + axis] = extent.shape[-1]
-            cells = cells * extent.to(self.device, dtype).reshape(shape)
+            cells = cells * extent.to(dtype).reshape(shape)
         if self.mask is None or self.mask is self.own:
             return cells
         own = Folds(Layout(self.layout.axes), self.own, self.device)

@@ -14,6 +14,7 @@ from everypool.backends.context import fixed_shape
 
 __all__ = [
     "LAST",
+    "Cells",
     "Layout",
     "Native",
     "add_batch_axis",
@@ -39,13 +40,37 @@ class Native:
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """The cells of sliding windows along one axis, their explicit padding with them: what an average may divide by."""
+
+    out: int
+    kernel: int
+    stride: int
+    dilation: int
+    size: Any  # elements of the axis, or of each sample, (N,)
+    left: Any  # padding, or each sample's
+    right: Any
+
+    def count(self, device: torch.device) -> Tensor:
+        """Cells of each window, ([N,] out), int64."""
+        own = isinstance(self.size, Tensor)
+        size, left, right = (
+            item.to(device).reshape(-1, 1) if isinstance(item, Tensor) else item for item in (self.size, self.left, self.right)
+        )
+        window = torch.arange(self.out, device=device)
+        first = (window.unsqueeze(0) if own else window) * self.stride - left
+        cells = torch.div(size + right - first + (self.dilation - 1), self.dilation, rounding_mode="floor")
+        return cells.clamp(min=1, max=self.kernel)
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """One product of axes: which elements belong to which window, and which of both exist for each sample."""
 
     axes: tuple[Axis, ...]
     sizes: Tensor | None = None  # (N, nd): valid elements
     out_sizes: Tensor | None = None  # (N, nd): valid windows; None where all are
-    extents: tuple[Tensor, ...] | None = None  # per axis ([N,] out): cells of each window with its explicit padding
+    extents: tuple[Cells, ...] | None = None  # per axis
     native: Native | None = None
     full: bool = False  # every window holds at least one element of the map
     own_position: bool = False  # a window exists only where its own position does (scans)

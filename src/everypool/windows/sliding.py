@@ -11,7 +11,7 @@ from torch import Tensor
 from everypool import _check as check
 from everypool.backends.axes import Axis, Slide, Table, middle
 from everypool.backends.context import can_compare_sizes, can_read_values, is_tracing
-from everypool.backends.layout import Layout, Native
+from everypool.backends.layout import Cells, Layout, Native
 from everypool.pool import Windows
 
 __all__ = ["Sliding"]
@@ -82,7 +82,7 @@ class Sliding(Windows):
                 axes=tuple(row.axis(o) for row, o in zip(rows, own, strict=True)),
                 sizes=sizes,
                 out_sizes=None if sizes is None else torch.stack([o.out for o in own if o is not None], dim=1),
-                extents=tuple(row.extent(o) for row, o in zip(rows, own, strict=True)),
+                extents=tuple(row.cells(o) for row, o in zip(rows, own, strict=True)),
                 native=native if all(d == 1 for d in dilation) or all(row.full() for row in rows) else None,
                 full=all(row.full() for row in rows),
             )
@@ -235,19 +235,10 @@ class _Row:
             step=self.dilation,
         )
 
-    def extent(self, own: _Own | None) -> Tensor:
-        """Cells of each window counting explicit padding, ([N,] out)."""
+    def cells(self, own: _Own | None) -> Cells:
         out, left, right = self.checked()
-        window = torch.arange(out, device=None if own is None else own.size.device)
-        n: Any = self.n
-        if own is not None:
-            window = window.unsqueeze(0)
-            n, left, right = (
-                item.reshape(-1, 1) if isinstance(item, Tensor) else item for item in (own.size, own.left, own.right)
-            )
-        first = window * self.stride - left
-        cells = torch.div(n + right - first + (self.dilation - 1), self.dilation, rounding_mode="floor")
-        return cells.clamp(min=1, max=self.kernel)
+        size, left, right = (self.n, left, right) if own is None else (own.size, own.left, own.right)
+        return Cells(out, self.kernel, self.stride, self.dilation, size, left, right)
 
     def full(self) -> bool:
         """Every window holds an element: granted by the padding rule unless dilation lets taps jump over the input."""

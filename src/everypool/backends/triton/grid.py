@@ -81,7 +81,7 @@ def _axis(layout: Layout, number: int, axis: Axis, recipe: Recipe, device: torch
     n, out = axis.n, axis.out
     cells = None
     if recipe.cells and layout.extents is not None:
-        cells = layout.extents[number].to(device, torch.int64).reshape(-1, out).contiguous()
+        cells = layout.extents[number].count(device).reshape(-1, out).contiguous()
     nothing: list[Tensor | None] = [None] * (TABLES - 1)
     if layout.own_position and recipe.op not in LISTED:  # the mask says what exists
         if isinstance(axis, Run):
