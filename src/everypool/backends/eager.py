@@ -41,6 +41,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.float32) if narrow and x.dtype != torch.float64 else x.to(torch.float64)
 
 
+def keep_slope(x: Tensor) -> Tensor:
+    """Return zeros with the slope of x, none where x is infinite; NaN stays."""
+    finite = torch.where(x.isinf(), torch.zeros_like(x), x)
+    return finite - finite.detach()
+
+
 class Folds:
     """The verbs in which reducers are defined, bound to one layout and one mask."""
 
@@ -226,7 +232,7 @@ class Folds:
         """Each window's largest u, and mean(exp(u - largest)) - 1."""
         top = u.detach()
         if needs_differentiable_ops():
-            rest = torch.where(top == float("-inf"), torch.zeros_like(u), u - top).expm1()
+            rest = keep_slope(u).expm1()
         else:
             rest = torch.zeros((1, 1, *u.shape[2:]), dtype=u.dtype, device=u.device)
         top, rest, number = self._fold(LogMean(), (top, rest, self.ones(u.dtype)))
@@ -243,8 +249,8 @@ class Folds:
     def _soft_mean(self, u: Tensor, x: Tensor) -> State:
         v, rest = self.ones(u.dtype), torch.zeros((), dtype=u.dtype, device=u.device).expand(u.shape)
         if needs_differentiable_ops():  # 1 and 0, with the slopes that u and x give them
-            v = v * torch.where(u.isinf(), torch.ones_like(u), (u - u.detach()).exp())
-            rest = torch.where(x.isinf(), rest, v * (x - x.detach()))
+            v = v * keep_slope(u).exp()
+            rest = v * keep_slope(x)
         return self._fold(Centred(), (u.detach(), x.detach(), v, rest))
 
     def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
@@ -261,7 +267,7 @@ class Folds:
         monoid = WeightedSum(hard)
         start = u.detach()
         if needs_differentiable_ops() and not hard:
-            v = v * torch.where(start.isinf(), torch.zeros_like(u), u - start).exp()
+            v = v * keep_slope(u).exp()
         top, value = self._fold(monoid, (start, v))
         if hard:
             return value * monoid.weight(top, level)
@@ -281,11 +287,11 @@ class Folds:
         nowhere = level.isinf()
         start = (-level.detach()).masked_fill(nowhere, float("-inf"))
         if needs_differentiable_ops() and not hard:
-            a = a * torch.where(nowhere, torch.zeros_like(level), level.detach() - level).exp()
+            a = a * keep_slope(-level).exp()
         top, value = self._fold(monoid, (start, a.masked_fill(nowhere, 0.0)), back=True)
         if hard:
             return value * (u == -top).to(value.dtype)
-        return torch.where(u == float("-inf"), torch.zeros_like(value), value * (u + top).exp())
+        return torch.where(u.isinf(), torch.zeros_like(value), value * (u + top).exp())
 
     def _soft_spread(self, u: Tensor, x: Tensor, top: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over an element's windows of a * exp(u - top) * (x - y), and of a * exp(u - top)."""

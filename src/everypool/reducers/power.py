@@ -102,7 +102,8 @@ class Power(Reducer):
                 return even_maximum(a, folds) if p > 0 else -even_maximum(-a, folds)
         if needs_differentiable_ops():
             logarithm, sign = self._logarithm(a, p, folds)
-            return sign * logarithm.exp()
+            end = logarithm.isinf()  # and then has no slope
+            return sign * torch.where(end, logarithm.detach(), torch.where(end, torch.zeros_like(logarithm), logarithm)).exp()
         y: Tensor = Root.apply(a, p, self, folds)
         return y
 
