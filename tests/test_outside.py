@@ -12,7 +12,7 @@ import oracle
 import pytest
 import torch
 from cases import CASES, CONTRACT, ROWS, Case, Row, case_id, flat, numbers, pooled, pyramid, row_id, sliding
-from test_generated_masks import RAGGED
+from test_generated_masks import RAGGED, learnable
 from torch import Tensor
 
 import everypool
@@ -33,6 +33,7 @@ GAPS = [  # some elements lie in no window
     sliding((5, 4, 6), 2, (3, 2, 5)),
     pyramid((8,), (3,), "sppnet"),
 ]
+LEARNED = [row for row in ROWS if learnable(row)]
 
 
 def in_windows(case: Case, spatial: tuple[int, ...]) -> Tensor:
@@ -135,6 +136,24 @@ def test_what_does_not_count_might_be_anything(row: Row, kind: str, name: str) -
                 if not all(same):
                     wrong.append((case.id, float(rest.flatten()[0]), same))
     assert not wrong
+
+
+@pytest.mark.parametrize("name", ["chosen", "definition"])
+@pytest.mark.parametrize("row", LEARNED, ids=row_id)
+def test_parameters_do_not_see_it(row: Row, name: str) -> None:
+    """The slopes of what is learned are those of what counts alone."""
+    for kind in KINDS.values():
+        for case, x, options, inside in kind()[::2]:
+            grads = []
+            for rest in (0.0, NAN, INF):
+                settings = learnable(row)
+                with way(name):
+                    y = flat(
+                        pooled(Row(row.operation, {**row.settings, **settings}), case, x.masked_fill(~inside, rest), **options)
+                    )
+                    grads.append(torch.autograd.grad(y, list(settings.values()), waves(y)))
+            assert all(map(torch.equal, grads[1], grads[0])), case.id
+            assert all(map(torch.equal, grads[2], grads[0])), case.id
 
 
 @pytest.mark.parametrize("case", [*CASES, *GAPS], ids=case_id)
