@@ -32,7 +32,6 @@ add_module_names = False
 python_maximum_signature_line_length = 160
 toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"  # most are Any; the text says what an argument may be
-autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -252,14 +252,14 @@ def test_gate_derivatives_layout_and_copies() -> None:
 def test_bad_input() -> None:
     x = torch.ones(1, 2, 5, 4)
     cases: list[tuple[Any, type[Exception], str]] = [
-        (lambda: MixedPool("mxa", "avg", kernel_size=2), ValueError, "reducer"),
+        (lambda: MixedPool("mxa", "avg", kernel_size=2), ValueError, "first"),
         (lambda: MixedPool(2, "avg", kernel_size=2), TypeError, "first"),
         (lambda: MixedPool("max", None, kernel_size=2), TypeError, "second"),
         (lambda: MixedPool(nn.MaxPool2d(2), nn.AvgPool2d(2), kernel_size=2), ValueError, "windows"),
         (lambda: MixedPool("max", "avg", math.nan, kernel_size=2), ValueError, "alpha"),
         (lambda: MixedPool("max", "avg", "half", kernel_size=2), TypeError, "alpha"),
         (lambda: MixedPool("max", "avg", channels=0, kernel_size=2), ValueError, "channels"),
-        (lambda: MixedPool("max", "avg", kernel=2), ValueError, "arguments"),
+        (lambda: MixedPool("max", "avg", kernel=2), ValueError, "kernel"),
         (lambda: MixedPool(nn.MaxPool2d(2), nn.AvgPool2d(2, 1))(x), ValueError, "second"),
         (lambda: MixedPool("max", nn.AdaptiveAvgPool2d(1))(x), ValueError, "second"),
         (lambda: MixedPool(nn.MaxPool2d(2, return_indices=True), "avg", kernel_size=2)(x), TypeError, "first"),

@@ -745,7 +745,7 @@ def test_command_takes_windows(capsys: pytest.CaptureFixture[str], arguments: li
     assert told["operations"] == list(everypool.explain("max", windows, (1, 2, 7, 6)).operations or ())
 
 
-@pytest.mark.parametrize("name", [op.name for op in everypool.operations().values() if op.name != "roi"])
+@pytest.mark.parametrize("name", list(everypool.operations()))
 def test_command_knows_every_operation(capsys: pytest.CaptureFixture[str], name: str) -> None:
     shape = ["--shape", "1x2x6x5"] if everypool.operations()[name].kind == "reducer" else []
     code, out, err = run_here(capsys, name, *shape)
@@ -768,7 +768,6 @@ def test_command_knows_every_operation(capsys: pytest.CaptureFixture[str], name:
         (["max", "--shape", "1x1x4", "--dtype", "float"], "dtype"),
         (["soft", "--shape", "1x1x4", "--dtype", "int8"], "input"),
         (["strip", "--kernel", "2"], "kernel"),
-        (["roi"], "OP"),
         (["corner", "--mask"], "OP"),
         (["max_unpool", "--shape", "1x1x4"], "shape"),
         (["yolo_spp", "--shape", "1x9x5x5"], "input"),
