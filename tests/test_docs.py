@@ -6,7 +6,11 @@ import ast
 import contextlib
 import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +76,21 @@ def test_snippets_print_what_the_page_shows(page: str, line: int, code: str, sho
                 assert re.findall(r"\([\d, ]+\)", said[1]) == [str(shape) for shape in shapes(value)], f"{page}:{line}"
             exec(compile(ast.Module([node], []), page, "exec"), names)
     assert printed.getvalue() == shown
+
+
+def test_an_existing_model_as_pasted_with_the_packages_of_the_command_line(tmp_path: Path) -> None:
+    """In an interpreter of its own, warnings as errors, and nothing of what the other extras install."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {extra: {re.split(r"[\s;<>=\[]", entry)[0].lower() for entry in entries} for extra, entries in extras.items()}
+    others = set().union(*named.values()) - named["cli"] - {"everypool", "setuptools"}
+    assert {"onnx", "mlxtend", "transformers"} <= others
+    (code,) = [s.values[2] for s in SNIPPETS if s.values[0] == "README.md" and "everypool.swap" in s.values[2]]
+    hidden = [name.replace("-", "_") for name in sorted(others)]
+    script = f"import sys\nfor name in {hidden}:\n    sys.modules[name] = None\n{code}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(everypool.__file__).parents[1])}
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_every_output_belongs_to_a_snippet() -> None:

@@ -65,6 +65,8 @@ def show(found: Poolings) -> None:
     total = [sum(getattr(p.cost, name) for p in found if p.cost is not None) for name in costs]
     text = "".join(f", {100 * share:.2g} % of the {name}" for name, share in zip(costs, total, strict=True))
     console.print(f"\n{len(found)} poolings{text}", soft_wrap=True)
+    for item in found.missed:
+        console.print(f"possibly missed: {item}", soft_wrap=True, markup=False)
     console.print(
         "; ".join(f"{place}: {PLACES[place]}" for place in PLACES if any(p.place == place for p in found)), soft_wrap=True
     )
