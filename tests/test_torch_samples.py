@@ -20,6 +20,7 @@ from memories import find_strides, make_memories
 from torch import Tensor
 
 import everypool
+from everypool import functional
 
 # torch's tables of samples import a package for tests that are not run here
 STUB = types.ModuleType("expecttest")
@@ -120,7 +121,7 @@ class Sample:
 
     def call_torchs_name(self, input: Tensor) -> Any:
         """Call everypool's function of torch's name."""
-        return getattr(everypool.functional, self.name)(input, *self.args, **self.kwargs)
+        return getattr(functional, self.name)(input, *self.args, **self.kwargs)
 
 
 Call = Callable[[Sample, Tensor], Any]
