@@ -16,8 +16,10 @@ from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_leaves
 
 import everypool
+from everypool.backends import triton
 from everypool.backends.choose import forced
 from everypool.backends.layout import compute_strides, in_pixels
+from everypool.pool import parse
 
 BLOCKS = [op for op in everypool.operations().values() if op.kind == "block"]
 
@@ -143,3 +145,20 @@ def test_blocks(operation: Any) -> None:
     """Blocks from a map to a map."""
     module, (plain,) = operation.sample()
     check_memories(module.double().eval(), plain.detach().double(), plain.dim() - 2)
+
+
+@pytest.mark.skipif(not triton.installed(), reason="Triton is not installed")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's NumPy warns of what `where` leaves out
+@pytest.mark.parametrize("nd", [1, 2, 3])
+@pytest.mark.parametrize("case", ["max", "soft", "median", "avg"])
+def test_fused_kernels(case: str, nd: int) -> None:
+    """In float32, which they compute in; sliding windows, bins and running ones, and lone samples."""
+    reducer = parse(case)
+    for shape in ((2, 3, *(4, 3, 2)[:nd]), (1, 1, *(4, 3, 2)[:nd]), (2, 3, *[1] * nd)):
+        for kind, x in make_memories(torch.from_numpy(numbers(shape)).float()):
+            for windows in (everypool.Sliding(1), everypool.Adaptive(2), everypool.Scan(-1)):
+                expected = everypool.pool(x, reducer, windows)
+                with forced("triton"):
+                    y = everypool.pool(x, reducer, windows)
+                torch.testing.assert_close(y, expected, check_stride=False, msg=kind)
+                assert y.stride() == find_strides(y, x, nd), (kind, shape, x.stride(), y.stride())

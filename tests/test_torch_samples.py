@@ -20,6 +20,7 @@ from memories import find_strides, make_memories
 from torch import Tensor
 
 import everypool
+from everypool import functional
 
 # torch's tables of samples import a package for tests that are not run here
 STUB = types.ModuleType("expecttest")
@@ -118,13 +119,18 @@ class Sample:
     def per_axis(self, value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, (tuple, list)) else (value,) * self.nd
 
+    def call_torchs_name(self, input: Tensor) -> Any:
+        """Call everypool's function of torch's name."""
+        return getattr(functional, self.name)(input, *self.args, **self.kwargs)
+
 
 Call = Callable[[Sample, Tensor], Any]
 
 
 def list_calls(sample: Sample) -> list[Call]:
-    """Return everypool's ways to do it: a function cannot tell a lone line (C, L) from a batch."""
-    return [Sample.call_layer] if sample.is_single and sample.nd == 1 else [Sample.call_function, Sample.call_layer]
+    """Return everypool's ways to do it: a function of any number of axes cannot tell a lone line (C, L) from a batch."""
+    named: list[Call] = [Sample.call_torchs_name, Sample.call_layer]
+    return named if sample.is_single and sample.nd == 1 else [Sample.call_function, *named]
 
 
 def make_samples(name: str, dtype: torch.dtype = torch.float64) -> list[Sample]:
@@ -247,6 +253,6 @@ def test_errors(name: str) -> None:
             assert sample.call_layer(sample.input).numel() == 0
             continue
         known = sample.input.dim() in (sample.nd + 1, sample.nd + 2)  # to a function every number of axes is right
-        for call in list_calls(sample) if known else [Sample.call_layer]:
+        for call in list_calls(sample) if known else [Sample.call_torchs_name, Sample.call_layer]:
             with pytest.raises((ValueError, TypeError, NotImplementedError)):
                 call(sample, sample.input)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from everypool import _check as check
-from everypool.backends.layout import LAST, in_pixels
+from everypool.backends.layout import compute_strides, in_pixels
 from everypool.pool.records import Reducer, Windows
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def pool_shards(
 
     def gather(part: Tensor) -> DTensor:
         shape = tuple(input.shape[axis] if axis in free else n for axis, n in enumerate(part.shape))
-        form = LAST[len(shape)] if in_pixels(part) else torch.contiguous_format
-        stride = torch.empty(shape, device="meta", memory_format=form).stride()
-        return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+        strides = compute_strides(shape, in_pixels(part))
+        return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides)
 
     return tree_map(gather, apply(local, reducer, windows, **options))
