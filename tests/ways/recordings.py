@@ -62,8 +62,8 @@ def call_symbolic(subject: Subject) -> None:
             check_outcome(run_plainly(subject, module, size=size), expect_network(subject, size))
 
 
-def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> None:
-    """Record values and both derivatives as a function of maps, parameters, buffers, masks and sizes."""
+def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...], order: int = 2) -> None:
+    """Record values and derivatives as a function of maps, parameters, buffers, masks and sizes."""
     module, arguments = subject.module(), subject.arguments()
     buffers = dict(module.named_buffers())
     count = len(list_tensors(module, arguments))
@@ -73,7 +73,7 @@ def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> 
         others = tensors[count + len(buffers) :]
         given = dict(zip(buffers, tensors[count:], strict=False))
         call = make_pure(module, (arguments[0], *others), given)
-        found = derive(lambda: call(*wanted), wanted)
+        found = derive(lambda: call(*wanted), wanted, order)
         return [*found.values, *found.firsts, *found.seconds]
 
     def list_inputs(size: int) -> list[Tensor]:
@@ -83,7 +83,8 @@ def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> 
     graph = make_fx(compute, tracing_mode=mode)(*list_inputs(BASE))
     for size in sizes:
         expected = expect(subject, size)
-        check_all(graph(*list_inputs(size)), [*expected.values, *expected.firsts, *expected.seconds])
+        derived = (*expected.firsts, *expected.seconds)[: order * count]
+        check_all(graph(*list_inputs(size)), [*expected.values, *derived])
 
 
 @add_way("make_fx real", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
@@ -100,7 +101,13 @@ def call_recorded_with_fakes(subject: Subject) -> None:
 
 @add_way("make_fx symbolic", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
 def call_recorded_with_symbols(subject: Subject) -> None:
-    """make_fx(tracing_mode="symbolic"), of values and both derivatives, run at two sizes"""
+    """make_fx(tracing_mode="symbolic"), of values and first derivatives, run at two sizes"""
+    _record_derivatives(subject, "symbolic", (BASE, OTHER), 1)
+
+
+@add_way("make_fx symbolic twice", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
+def call_recorded_twice_with_symbols(subject: Subject) -> None:
+    """the same with second derivatives"""
     _record_derivatives(subject, "symbolic", (BASE, OTHER))
 
 
