@@ -36,6 +36,10 @@ ASKED = Subject("max", "asked", Asked, of_map(2))
 POOLINGS = [next(s for s in SUBJECTS if s.id == name) for name in ("lp-masked2d", "avg-adaptive2d", "soft-2d", "max-2d")]
 
 
+def name_item(item: Way | Subject) -> str:
+    return item.id if isinstance(item, Subject) else item.name.replace(" ", "_")
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One item per call of the compiled loops."""
@@ -79,7 +83,7 @@ def is_refusal(error: BaseException | None) -> bool:
     return False
 
 
-@pytest.mark.parametrize("way", DECIDED, ids=lambda way: way.name.replace(" ", "_"))
+@pytest.mark.parametrize("way", DECIDED, ids=name_item)
 def test_kernels_run_where_they_are_said_to(way: Way, kernels: list[int]) -> None:
     subject = next(subject for subject in reversed(POOLINGS) if way.fits(subject))
     run_twice(way, subject, kernels)
