@@ -24,7 +24,7 @@ from .derivatives import (
     make_pure,
     run_plainly,
 )
-from .registry import add_way, choose_main, choose_none, choose_usual, choose_usual_evaluated
+from .registry import add_way, choose_few, choose_main, choose_none, choose_usual, choose_usual_evaluated
 from .subjects import BASE, OTHER, TALLER, Subject
 
 
@@ -43,7 +43,7 @@ def call_traced(subject: Subject) -> None:
         check_outcome(run_plainly(subject, traced, size=size), expect(subject, size))
 
 
-@add_way("jit.trace no_grad", kernels=False, quick=choose_usual)
+@add_way("jit.trace no_grad", kernels=False, quick=choose_main)
 def call_traced_network(subject: Subject) -> None:
     """torch.jit.trace of convolution + pooling under no_grad, run at two sizes"""
     expected = {size: expect_network(subject, size) for size in (BASE, OTHER)}
@@ -62,8 +62,8 @@ def call_symbolic(subject: Subject) -> None:
             check_outcome(run_plainly(subject, module, size=size), expect_network(subject, size))
 
 
-def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> None:
-    """Record values and both derivatives as a function of maps, parameters, buffers, masks and sizes."""
+def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...], order: int = 2) -> None:
+    """Record values and derivatives as a function of maps, parameters, buffers, masks and sizes."""
     module, arguments = subject.module(), subject.arguments()
     buffers = dict(module.named_buffers())
     count = len(list_tensors(module, arguments))
@@ -73,7 +73,7 @@ def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> 
         others = tensors[count + len(buffers) :]
         given = dict(zip(buffers, tensors[count:], strict=False))
         call = make_pure(module, (arguments[0], *others), given)
-        found = derive(lambda: call(*wanted), wanted)
+        found = derive(lambda: call(*wanted), wanted, order)
         return [*found.values, *found.firsts, *found.seconds]
 
     def list_inputs(size: int) -> list[Tensor]:
@@ -83,24 +83,31 @@ def _record_derivatives(subject: Subject, mode: str, sizes: tuple[int, ...]) -> 
     graph = make_fx(compute, tracing_mode=mode)(*list_inputs(BASE))
     for size in sizes:
         expected = expect(subject, size)
-        check_all(graph(*list_inputs(size)), [*expected.values, *expected.firsts, *expected.seconds])
+        derived = (*expected.firsts, *expected.seconds)[: order * count]
+        check_all(graph(*list_inputs(size)), [*expected.values, *derived])
 
 
-@add_way("make_fx real", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
+@add_way("make_fx real", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
 def call_recorded(subject: Subject) -> None:
     """make_fx, of values and both derivatives"""
     _record_derivatives(subject, "real", (BASE,))
 
 
-@add_way("make_fx fake", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
+@add_way("make_fx fake", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
 def call_recorded_with_fakes(subject: Subject) -> None:
     """make_fx(tracing_mode="fake"), of values and both derivatives"""
     _record_derivatives(subject, "fake", (BASE,))
 
 
-@add_way("make_fx symbolic", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
+@add_way("make_fx symbolic", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
 def call_recorded_with_symbols(subject: Subject) -> None:
-    """make_fx(tracing_mode="symbolic"), of values and both derivatives, run at two sizes"""
+    """make_fx(tracing_mode="symbolic"), of values and first derivatives, run at two sizes"""
+    _record_derivatives(subject, "symbolic", (BASE, OTHER), 1)
+
+
+@add_way("make_fx symbolic twice", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
+def call_recorded_twice_with_symbols(subject: Subject) -> None:
+    """the same with second derivatives"""
     _record_derivatives(subject, "symbolic", (BASE, OTHER))
 
 
@@ -119,7 +126,7 @@ def _check_compiled(subject: Subject, backend: str) -> None:
     torch._dynamo.reset()
 
 
-@add_way("compile", kernels=False, fits=choose_usual, quick=choose_main)
+@add_way("compile", kernels=False, fits=choose_usual, quick=choose_few)
 def call_compiled(subject: Subject) -> None:
     """torch.compile(backend="aot_eager", fullgraph=True, dynamic=True), forward and backward, two sizes"""
     _check_compiled(subject, "aot_eager")
@@ -164,13 +171,13 @@ class Holder(nn.Module):
         return self.body(*inputs)
 
 
-@add_way("export", kernels=False, fits=choose_usual, quick=choose_main)
+@add_way("export", kernels=False, fits=choose_usual, quick=choose_few)
 def call_exported(subject: Subject) -> None:
     """torch.export with Dim("h", min=8, max=512), run at two heights"""
     _check_exported(subject, False)
 
 
-@add_way("export strict", kernels=False, fits=choose_usual, quick=choose_main)
+@add_way("export strict", kernels=False, fits=choose_usual, quick=choose_few)
 def call_strictly_exported(subject: Subject) -> None:
     """the same with strict=True"""
     _check_exported(subject, True)

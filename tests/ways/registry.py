@@ -43,8 +43,13 @@ def choose_usual(subject: Subject) -> bool:
 
 
 def choose_main(subject: Subject) -> bool:
-    """One setting of each record, for ways that take seconds."""
+    """One setting of each record, for ways that take a second."""
     return subject.is_main
+
+
+def choose_few(subject: Subject) -> bool:
+    """For ways that take ten seconds."""
+    return subject.id in ("max-2d", "soft-2d", "directional-sample", "roi-align", "mixed_pool-sample")
 
 
 def choose_none(subject: Subject) -> bool:

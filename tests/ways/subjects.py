@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def is_main(self) -> bool:
-        """The one setting of its record for ways that take seconds."""
+        """The one setting of its record for ways that take a second."""
         return self.setting in ("2d", "sample", "align")
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from .derivatives import (
@@ -32,7 +33,7 @@ from .derivatives import (
     make_pure,
     put_leaves,
 )
-from .registry import add_way, choose_evaluated, choose_main, choose_usual_evaluated
+from .registry import add_way, choose_evaluated, choose_few, choose_usual_evaluated
 from .subjects import Subject
 
 COPIES = 3
@@ -54,92 +55,143 @@ def make_map_call(subject: Subject) -> Callable[..., Any]:
     return lambda *leaves: tuple(list_parts(module(*put_leaves(arguments, leaves))))
 
 
+def derive_loss(call: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The loss's gradient in plain eager mode."""
+    wanted = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad(compute_loss(call(*wanted)), wanted, allow_unused=True, materialize_grads=True)
+
+
 def make_pure_call(subject: Subject) -> tuple[Callable[..., Any], list[Tensor]]:
     """The module as a function of maps and parameters, and these."""
     module, arguments = subject.module(), subject.arguments()
     return make_pure(module, arguments), list_tensors(module, arguments)
 
 
-def check_stack(found: Any, expected: list[Any]) -> None:
-    for position, part in enumerate(list_parts(found)):
-        check_close(part, torch.stack([list_parts(one)[position] for one in expected]))
+def stack_parts(results: Iterable[Any]) -> list[Tensor]:
+    """Each part of several results, stacked."""
+    return [torch.stack(parts).detach() for parts in zip(*map(list_parts, results), strict=True)]
+
+
+def stack_maps(copies: Iterable[Sequence[Tensor]], axis: int = 0) -> list[Tensor]:
+    return [torch.stack(items, axis) for items in zip(*copies, strict=True)]
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """x with its channels side by side."""
+    return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]) if x.dim() > 3 else x
+
+
+@cache
+def expect_copies(subject: Subject) -> tuple[list[Tensor], list[Tensor]]:
+    """Values of several sets of maps, and the loss's gradients, one set at a time."""
+    call, copies = make_map_call(subject), make_copies(subject)
+    return stack_parts(call(*leaves) for leaves in copies), stack_parts(derive_loss(call, leaves) for leaves in copies)
 
 
 @add_way("vmap", kernels=False, fits=choose_evaluated)
 def call_mapped(subject: Subject) -> None:
     """torch.func.vmap over every axis, and of gradients"""
+    values, slopes = expect_copies(subject)
     call, copies = make_map_call(subject), make_copies(subject)
-    expected = [call(*leaves) for leaves in copies]
-    slopes = [torch.autograd.grad(*_run_loss(call, leaves)) for leaves in copies]
-    axes = copies[0][0].dim() + 1
-    for axis in range(-2, axes):
-        stacked = [torch.stack(items, axis) for items in zip(*copies, strict=True)]
-        check_stack(vmap(call, in_dims=axis)(*stacked), expected)
+    for axis in range(-2, copies[0][0].dim() + 1):
+        check_all(vmap(call, in_dims=axis)(*stack_maps(copies, axis)), values)
     derived = grad(lambda *leaves: compute_loss(call(*leaves)), argnums=tuple(range(len(copies[0]))))
     for axis in (0, 1):
-        stacked = [torch.stack(items, axis) for items in zip(*copies, strict=True)]
-        check_stack(vmap(derived, in_dims=axis)(*stacked), slopes)
-
-
-def _run_loss(call: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    wanted = [x.detach().requires_grad_() for x in leaves]
-    return compute_loss(call(*wanted)), wanted
+        check_all(vmap(derived, in_dims=axis)(*stack_maps(copies, axis)), slopes)
 
 
 @add_way("vmap channels_last", kernels=False, fits=choose_evaluated)
 def call_mapped_pixels(subject: Subject) -> None:
     """torch.func.vmap over channels_last maps"""
-    call, copies = make_map_call(subject), make_copies(subject)
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(copies[0][0].dim(), torch.contiguous_format)
-    copies = [tuple(x.contiguous(memory_format=last) for x in leaves) for leaves in copies]
-    expected = [call(*leaves) for leaves in copies]
+    values, _ = expect_copies(subject)
+    call = make_map_call(subject)
+    copies = [tuple(map(to_pixels, leaves)) for leaves in make_copies(subject)]
     for axis in (0, 1, -1):
-        stacked = [torch.stack(items, axis) for items in zip(*copies, strict=True)]
-        check_stack(vmap(call, in_dims=axis)(*stacked), expected)
-    flat = [torch.cat(items).contiguous(memory_format=last) for items in zip(*copies, strict=True)]
-    grouped = [x.unflatten(0, (COPIES, -1)) for x in flat]
-    check_stack(vmap(call)(*grouped), expected)
+        check_all(vmap(call, in_dims=axis)(*stack_maps(copies, axis)), values)
+    flat = [to_pixels(torch.cat(items)).unflatten(0, (COPIES, -1)) for items in zip(*copies, strict=True)]
+    check_all(vmap(call)(*flat), values)
 
 
 def takes_more(subject: Subject) -> bool:
     return len(subject.arguments()) > 1 and not subject.is_learning
 
 
-@add_way("vmap second argument", kernels=False, fits=takes_more)
-def call_mapped_with_masks(subject: Subject) -> None:
-    """torch.func.vmap over masks, sizes, boxes or indices too"""
+def make_call_with_more(subject: Subject) -> Callable[..., Any]:
+    """The module as a function of its second argument and maps."""
     module, arguments = subject.module(), subject.arguments()
-    other = arguments[1]
-    others = [other, other.flip(0), other.roll(1, 0)]
-    copies = make_copies(subject)
+    return lambda other, *leaves: tuple(list_parts(module(*put_leaves((arguments[0], other), leaves))))
 
-    def call(other: Tensor, *leaves: Tensor) -> Any:
-        return tuple(list_parts(module(*put_leaves(arguments, leaves)[:1], other)))
 
-    expected = [call(one, *leaves) for one, leaves in zip(others, copies, strict=True)]
-    stacked = [torch.stack(items) for items in zip(*copies, strict=True)]
-    check_stack(vmap(call)(torch.stack(others), *stacked), expected)
+def vary_more(subject: Subject) -> list[Tensor]:
+    """Several second arguments."""
+    other = subject.arguments()[1]
+    return [other, other.flip(0), other.roll(1, 0)]
+
+
+@cache
+def expect_more(subject: Subject) -> list[Tensor]:
+    """Values of several sets of maps, each with a second argument of its own."""
+    call = make_call_with_more(subject)
+    pairs = zip(vary_more(subject), make_copies(subject), strict=True)
+    return stack_parts(call(other, *leaves) for other, leaves in pairs)
+
+
+@add_way("vmap second argument", kernels=False, fits=takes_more)
+def call_mapped_with_more(subject: Subject) -> None:
+    """torch.func.vmap over masks, sizes, boxes or indices too"""
+    expected = expect_more(subject)
+    found = vmap(make_call_with_more(subject))(torch.stack(vary_more(subject)), *stack_maps(make_copies(subject)))
+    check_all(found, expected)
+
+
+def make_weight_call(subject: Subject) -> tuple[Callable[[Tensor], Any], Tensor]:
+    """The module as a function of the weights that its map is computed from, and several of them."""
+    call, (x, *others) = make_map_call(subject), get_leaves(subject.arguments())
+    torch.manual_seed(4)
+    if subject.record.startswith("hopfield"):
+        weights = torch.randn((COPIES, x.shape[-1], x.shape[-1]), dtype=x.dtype)
+        return lambda weight: call(F.linear(x, weight), *others), weights
+    project: Callable[..., Tensor] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+    weights = torch.randn((COPIES, x.shape[1], x.shape[1], *[1] * (x.dim() - 2)), dtype=x.dtype)
+    return lambda weight: call(project(x, weight), *others), weights
+
+
+@cache
+def expect_weights(subject: Subject) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and the loss's gradients, the weights of one convolution at a time."""
+    call, weights = make_weight_call(subject)
+    return stack_parts(map(call, weights)), stack_parts(derive_loss(call, [weight]) for weight in weights)
 
 
 @add_way("vmap weights", kernels=False, fits=choose_evaluated)
 def call_mapped_weights(subject: Subject) -> None:
-    """torch.func.vmap of inputs computed from weights"""
-    call, leaves = make_map_call(subject), get_leaves(subject.arguments())
-    x = leaves[0]
-    if subject.record.startswith("hopfield"):
-        project: Callable[..., Tensor] = F.linear
-        shape: tuple[int, ...] = (x.shape[-1], x.shape[-1])
-    else:
-        project = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
-        shape = (x.shape[1], x.shape[1], *[1] * (x.dim() - 2))
-    weights = torch.randn((COPIES, *shape), dtype=x.dtype)
+    """torch.func.vmap of inputs computed from weights, and of gradients"""
+    values, slopes = expect_weights(subject)
+    call, weights = make_weight_call(subject)
+    check_all(vmap(call)(weights), values)
+    check_all([vmap(grad(lambda weight: compute_loss(call(weight))))(weights)], slopes)
 
-    def run(weight: Tensor) -> Any:
-        return call(project(x, weight), *leaves[1:])
 
-    check_stack(vmap(run)(weights), [run(weight) for weight in weights])
-    slopes = [torch.autograd.grad(*_run_loss(run, (weight,)))[0] for weight in weights]
-    check_stack(vmap(grad(lambda weight: compute_loss(run(weight))))(weights), slopes)
+def vary_parameters(module: nn.Module) -> list[dict[str, Tensor]]:
+    """Parameters of an ensemble."""
+    return [{name: p.detach() * (1 + i / 8) for name, p in module.named_parameters()} for i in range(COPIES)]
+
+
+@cache
+def expect_ensemble(subject: Subject) -> list[Tensor]:
+    module, arguments = make_network(subject), subject.arguments()
+    return stack_parts(functional_call(module, parameters, arguments) for parameters in vary_parameters(module))
+
+
+@add_way("vmap ensemble", kernels=False, fits=choose_evaluated)
+def call_ensemble(subject: Subject) -> None:
+    """torch.func.vmap over the parameters of convolution + pooling"""
+    expected = expect_ensemble(subject)
+    module, arguments = make_network(subject), subject.arguments()
+    states = vary_parameters(module)
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    found = vmap(lambda parameters: tuple(list_parts(functional_call(module, parameters, arguments))))(stacked)
+    check_all(found, expected)
 
 
 def pools_samples(subject: Subject) -> bool:
@@ -148,23 +200,28 @@ def pools_samples(subject: Subject) -> bool:
     return not subject.is_learning and not isinstance(first, list) and all(len(x) == len(first) for x in others)
 
 
+@cache
+def expect_samples(subject: Subject) -> list[Tensor]:
+    """The gradients by parameters, a sample at a time."""
+    module, arguments = make_network(subject), subject.arguments()
+    parameters = list(module.parameters())
+    options = {"allow_unused": True, "materialize_grads": True}
+    samples = zip(*(x.split(1) for x in arguments), strict=True)
+    return stack_parts(torch.autograd.grad(compute_loss(module(*sample)), parameters, **options) for sample in samples)
+
+
 @add_way("per-sample gradients", kernels=False, fits=pools_samples)
 def call_per_sample(subject: Subject) -> None:
     """vmap(grad(functional_call)) of convolution + pooling, a sample at a time"""
-    arguments = subject.arguments()
-    module = make_network(subject)
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    expected = expect_samples(subject)
+    module, arguments = make_network(subject), subject.arguments()
 
     def compute(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
         return compute_loss(functional_call(module, parameters, tuple(x.unsqueeze(0) for x in sample)))
 
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
     found = vmap(grad(compute), in_dims=(None, *[0] * len(arguments)))(parameters, *arguments)
-    for number in range(arguments[0].shape[0]):
-        sample = [x[number : number + 1] for x in arguments]
-        expected = torch.autograd.grad(
-            compute_loss(module(*sample)), list(module.parameters()), allow_unused=True, materialize_grads=True
-        )
-        check_all([found[name][number] for name in parameters], expected)
+    check_all(list(found.values()), expected)
 
 
 @add_way("grad vjp jvp", kernels=False, fits=choose_evaluated)
@@ -186,9 +243,9 @@ def call_transformed(subject: Subject) -> None:
     check_close(slope, sum((g * d).sum() for g, d in zip(expected.firsts, directions, strict=True)))
 
 
-@add_way("linearize", kernels=False, fits=choose_usual_evaluated, quick=choose_main)
+@add_way("linearize", kernels=None, fits=choose_usual_evaluated, quick=choose_few)
 def call_linearized(subject: Subject) -> None:
-    """torch.func.linearize"""
+    """torch.func.linearize (which calls plainly, too)"""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # of torch.func.linearize itself
         _, push = linearize(make_family(subject).compute_vector, make_origin())
