@@ -66,6 +66,8 @@ EP_INLINE LogSumExpOp<float> of_plane(LogSumExpOp<float> op, int i) {
 template <class Op> constexpr int SUMS = 1;
 template <> constexpr int SUMS<SoftOp<float>> = 2;
 template <class Op> EP_INLINE Wide& sum(Op& op, int) { return op.s; }
+EP_INLINE Wide& sum(PowerOp<float>& op, int) { return op.s.less; }
+EP_INLINE Wide& sum(LogSumExpOp<float>& op, int) { return op.s.less; }
 EP_INLINE Wide& sum(SoftOp<float>& op, int k) { return k == 0 ? op.s : op.t; }
 
 template <class Op> EP_INLINE void tap(Op& op, vf x) { op.template tap<false>(x, vi{}, vi{}); }
