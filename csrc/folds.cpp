@@ -669,8 +669,10 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
     if (plan.op == MEAN) {
       d = Lane<C>::narrow(a);
     } else {
+      const M held = (M)(Lane<C>::narrow(each(a, [](double share) { return share != 0 ? 1.0 : 0.0; })) != 0);
       V x = keep(from.x(i), m);
       if (plan.op == POWER) {
+        x = keep(x, held);  // what no window holds may be NaN
         V value = positive<C>(x, s);
         M out = s.abs ? (M)(value == 0) : (M)(x < splat<V>(s.eps));
         if (power) {

@@ -598,3 +598,21 @@ def test_long_runs_stay_on_their_loops() -> None:
     """Running maxima hold no states, however long they are."""
     plan = cpu.make_plan(parse("max").recipe(), Scan(-1).layouts((3_000_000,), None), (1, 1, 3_000_000), torch.float32, False)
     assert plan.linear
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_maxima_of_whole_integer_maps_need_no_copy(dtype: torch.dtype) -> None:
+    """Neither an index of the map nor a copy of it in another type."""
+    program = f"""
+import resource, torch, everypool
+layer = everypool.GlobalMaxPool()
+layer(torch.ones(1, 1, 64, 64, dtype={dtype}))
+x = torch.zeros(1, 1, 4096, 4096, dtype={dtype})
+x[0, 0, 4000, 17] = 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert layer(x).item() == 1
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert (after - before) * 1024 <= x.numel() * x.element_size(), (before, after)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
