@@ -652,6 +652,7 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   p.per_sample = p.mask_channels > 0 || p.pixels;
   const int64_t planes = times(p.N, p.C);
   int64_t largest_taps = 1;
+  bool numbered = true;  // 32 bits hold the number of every element
   bool separable = false;
   for (int64_t i = 0; i < folds; ++i) {
     Fold f;
@@ -674,11 +675,11 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
     // element by element costs the product of the windows' extents, axis by axis their sum and copies of the states
     if (f.method == DIRECT && work > 24.0 * (double)(f.in + f.out)) f.method = SEPARABLE;
     must(i == 0 || f.in == p.folds[0].in, "all folds must be over one map");
-    must(taps < 2e9 && f.in < (int64_t(1) << 31), "windows must be small enough to be numbered");
+    numbered = numbered && taps < 2e9 && f.in < (int64_t(1) << 31);
     must(!f.own_position || f.in == f.out, "windows must have places of their own");
     separable = separable || f.method == SEPARABLE;
     times(planes, f.in), times(planes, f.out);
-    f.taps = (int64_t)taps;
+    f.taps = (int64_t)std::min(taps, 2e9);
     largest_taps = std::max(largest_taps, f.taps);
     p.folds.push_back(std::move(f));
   }
@@ -697,6 +698,8 @@ Plan make_plan(const std::vector<int64_t>& numbers, const std::vector<double>& r
   p.bands = bands_for(p, p.folds[0]);
   if (planes > 0) p.special = special_for(p, false), p.special_training = special_for(p, true);  // tables may have no rows
   must(!p.too_large || (p.special && p.special_training), "a plane must fit the memory of its states");
+  must(numbered || (p.special == GLOBALS && p.type >= INT8), "windows must be small enough to be numbered");
+  p.too_large = p.too_large || !numbered;
   if (p.special_training) p.bands = 1;  // slopes of the parameter come in one part
   return p;
 }

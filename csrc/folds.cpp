@@ -238,7 +238,21 @@ template <class C> struct Elements {
   EP_INLINE M counts(int64_t i) const { return mask ? mask[i] : splat<M>(-1); }
   // whether a window exists where its own place must
   EP_INLINE M there(int64_t o) const { return f.own_position && mask ? mask[o] : splat<M>(-1); }
+  // lanes of those that are asked for in which no element of a window is as large as `least`
+  M all_below(int64_t sample, const int64_t place[3], V least, M asked) const {
+    const Window d = f.axis[0].at(place[0], sample), h = f.axis[1].at(place[1], sample), w = f.axis[2].at(place[2], sample);
+    for (int64_t i = 0; i < d.count; ++i)
+      for (int64_t j = 0; j < h.count; ++j)
+        for (int64_t k = 0; k < w.count; ++k) {
+          const int64_t at = ((d.start + i * f.axis[0].step) * f.axis[1].n + h.start + j * f.axis[1].step) * f.axis[2].n +
+                             w.start + k * f.axis[2].step;
+          asked &= ~(counts(at) & (M)(magnitude<C>(x(at)) >= least));
+          if (!any(asked)) return asked;
+        }
+    return asked;
+  }
 };
+constexpr int DIGITS = 32;  // so many times the rounding errors that a window may have
 
 int64_t all_of(const Fold& f, int64_t sample, int64_t o, int64_t place[3]) {
   place[2] = o % f.axis[2].out;
@@ -327,49 +341,145 @@ template <class C> int special_power(const Setting<C>& s) {
 template <class C> struct Around {
   using V = typename Lane<C>::V;
   using M = typename Lane<C>::M;
+  static constexpr C LIMIT = 60;  // exponents below that have lost too many digits
   const Plan& plan;
   Setting<C> s;
-  V centre;  // of x, or of log a
-  M bad{};
-  Around(const Plan& p, const Setting<C>& setting) : plan(p), s(setting), centre{} {}
-  // what is exponentiated, without its factor p
-  EP_INLINE V inner(V x) const {
-    if (plan.op != POWER) return x;
-    V a = positive<C>(x, s);
-    return logarithm(a > 0 ? a : splat<V>(1));
+  V top;  // the element with the largest weight; of a power mean, its absolute value
+  M bad{}, far{};  // infinite; so far below the top that windows need references of their own
+  Around(const Plan& p, const Setting<C>& setting) : plan(p), s(setting), top(splat<V>(p.op == POWER ? 1 : 0)) {}
+  // the exponent of an element that is not zero
+  EP_INLINE V exponent(V x) const {
+    if (plan.op != POWER) return s.p * (x - top);
+    const V a = positive<C>(x, s);
+    return s.p * logarithm(a > 0 ? a / top : splat<V>(1));
   }
   EP_INLINE M zero(V x) const { return plan.op == POWER ? (M)(positive<C>(x, s) == 0) : M{}; }
   void prepare(const Elements<C>& from, int64_t in) {
     V most = splat<V>(lowest<C>());
+    const M rising = (M)(s.p > 0);
     for (int64_t i = 0; i < in; ++i) {
-      M m = from.counts(i), finite = ~infinite(from.x(i));
+      const V x = from.x(i), value = plan.op == POWER ? positive<C>(x, s) : x;
+      const M m = from.counts(i), finite = ~infinite(x);
       bad |= m & ~finite;
-      V z = inner(from.x(i)), u = s.p * z;
-      M better = (M)(u > most) & m & finite & ~zero(from.x(i));
+      const V u = plan.op != POWER ? s.p * x : rising ? value : -value;
+      const M better = (M)(u > most) & m & finite & ~zero(x);
       most = better ? u : most;
-      centre = better ? z : centre;
+      top = better ? value : top;
     }
-    const C limit = sizeof(C) == 4 ? C(60) : C(600);
     for (int64_t i = 0; i < in; ++i) {
-      M m = from.counts(i), none = zero(from.x(i));
-      V d = s.p * (inner(from.x(i)) - centre);
-      bad |= m & ((M)(d < -limit) & ~none);
-      if (plan.op == POWER) bad |= m & none & (M)(s.p < 0);  // a zero makes such a mean zero; the sums cannot say so
+      const V x = from.x(i);
+      const M m = from.counts(i), none = zero(x);
+      far |= m & ((M)(exponent(x) < -LIMIT) & ~none);
+      if (plan.op != POWER) continue;
+      far |= m & none & (M)(s.p < 0);  // a zero makes such a mean zero; the sums cannot say so
+      const V t = positive<C>(x, s) / top;
+      far |= m & ~none & ((M)(t < std::numeric_limits<C>::min()) | (M)(t > std::numeric_limits<C>::max()));
     }
   }
   EP_INLINE V weight(V x, M m) const {
-    M none = zero(x) | ~m;
-    V d = s.p * (inner(none ? centre_value() : x) - centre);
-    return keep(exponential(none ? V{} : d), (M)~none);
+    const M none = zero(x) | ~m;
+    return keep(exponential(none ? V{} : exponent(none ? splat<V>(1) : x)), (M)~none);
   }
   EP_INLINE V weight_m1(V x, M m) const {
-    M none = zero(x);
-    V d = s.p * (inner(none | ~m ? centre_value() : x) - centre);
-    V e = exponential_m1(none ? V{} : d);
+    const M none = zero(x);
+    const V e = exponential_m1(none | ~m ? V{} : exponent(none | ~m ? splat<V>(1) : x));
     return keep(none ? splat<V>(-1) : e, m);
   }
-  EP_INLINE V centre_value() const { return splat<V>(1); }
 };
+
+// Exponentials around the largest of what has been joined, in double: exact where one value per plane is too far away.
+template <class C> struct Tilted {
+  static constexpr int L = Lane<C>::L;
+  const double* p;  // of each lane
+  int op;
+  double top[L], sum[L], other[L], number[L];  // sums of weights, and of weights less one, or of weighted distances from the top
+  static Tilted nothing() { return {}; }
+  Tilted join(const Tilted& b) const {
+    if (!b.p) return *this;
+    if (!p) return b;
+    Tilted r = *this;
+    for (int i = 0; i < L; ++i)
+      if (b.number[i] > 0) r.add(i, b);
+    return r;
+  }
+
+ private:
+  void add(int i, const Tilted& b) {
+    if (number[i] == 0) {
+      top[i] = b.top[i], sum[i] = b.sum[i], other[i] = b.other[i], number[i] = b.number[i];
+      return;
+    }
+    const bool above = p[i] < 0 ? b.top[i] < top[i] : b.top[i] > top[i];
+    const double low = above ? top[i] : b.top[i], high = above ? b.top[i] : top[i];
+    double &s = sum[i], &t = other[i], &n = number[i];
+    const double low_s = above ? s : b.sum[i], low_t = above ? t : b.other[i], low_n = above ? n : b.number[i];
+    const double d = exponent(i, low, high), less = std::expm1(d), e = less > -0.5 ? 1 + less : std::exp(d);
+    s = (above ? b.sum[i] : s) + e * low_s;
+    t = (above ? b.other[i] : t) + (op == SOFT ? e * (low_t + low_s * (low - high)) : e * low_t + low_n * less);
+    n += b.number[i];
+    top[i] = high;
+  }
+  double exponent(int i, double low, double high) const {
+    if (low == high) return 0;
+    if (op != POWER) return p[i] * (low - high);
+    if (low == 0 || high == 0) return -std::numeric_limits<double>::infinity();
+    const double t = low / high;
+    return t >= std::numeric_limits<double>::min() && t <= std::numeric_limits<double>::max() ? p[i] * std::log(t) : std::nan("");
+  }
+
+ public:
+  double value(int i, bool sums) const {
+    if (op == SOFT) return top[i] + other[i] / sum[i];
+    const double less = other[i] / number[i];
+    double level = less > -0.5 ? std::log1p(less) : std::log(sum[i] / number[i]);
+    if (sums) level += std::log(number[i]);
+    if (op != POWER) return top[i] + level / p[i];
+    return top[i] == 0 ? 0 : top[i] * std::exp(level / p[i]);
+  }
+  // of all weights, around another value
+  double total(int i, double around) const { return sum[i] * std::exp(exponent(i, top[i], around)); }
+};
+
+// Windows around references of their own; true: something is infinite, or beyond the range of double.
+template <class C>
+bool tilted_forward(const Elements<C>& from, int64_t sample, const Around<C>& around, bool save, Scratch& scratch) {
+  using V = typename Lane<C>::V;
+  using M = typename Lane<C>::M;
+  constexpr int L = Lane<C>::L;
+  const Plan& plan = from.plan;
+  const Fold& f = from.f;
+  const View<C>& v = from.v;
+  double p[L];
+  for (int i = 0; i < L; ++i) p[i] = around.s.p[i];
+  Buffers<Tilted<C>> buffer(f, scratch);
+  for (int64_t j = 0; j < f.in; ++j) {
+    const V x = from.x(j), value = plan.op == POWER ? positive<C>(x, around.s) : x;
+    const M m = from.counts(j);
+    Tilted<C>& to = buffer.a[j];
+    to = Tilted<C>::nothing();
+    to.p = p, to.op = plan.op;
+    for (int i = 0; i < L; ++i)
+      if (m[i]) to.top[i] = value[i], to.sum[i] = to.number[i] = 1;
+  }
+  const Tilted<C>* found = fold_all(f, sample, buffer.a, buffer.b, buffer.suffix);
+  bool bad = false;
+  for (int64_t o = 0; o < f.out; ++o) {
+    const M there = from.there(o);
+    V y{}, total = splat<V>(1), top = splat<V>(1), kept_y = splat<V>(1);
+    for (int i = 0; i < L; ++i) {
+      if (!there[i] || !found[o].p || found[o].number[i] == 0) continue;
+      y[i] = kept_y[i] = (C)found[o].value(i, plan.sum);
+      bad |= !std::isfinite(y[i]);
+      top[i] = around.top[i];
+      if (save) total[i] = (C)found[o].total(i, around.top[i]);
+    }
+    storeu(v.y + o * L, y);
+    if (!save || !v.aux) continue;
+    const V kept[3] = {kept_y, top, total};
+    for (int c = 0; c < 3; ++c) storeu(v.aux + c * v.component + o * v.as, kept[c]);
+  }
+  return bad;
+}
 
 template <class C>
 bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>& v, const Setting<C>& s, bool save, Scratch& scratch) {
@@ -385,8 +495,9 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
   if (!plain) {
     around.prepare(from, f.in);
     if (any(around.bad)) return true;
+    if (any(around.far)) return tilted_forward<C>(from, sample, around, save, scratch);
   }
-  M bad{};
+  M bad{}, doubt{};  // doubt: too few digits are left of a window that lies far below the top
   const auto finish = [&](int64_t o, const W* sums, V number, const int64_t* place, int64_t all) {
     M some = (M)(number > 0) & from.there(o);
     V n = largest(number, splat<V>(1)), y, kept[3] = {};
@@ -400,20 +511,26 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
     } else if (plan.op == SOFT) {
       y = Lane<C>::narrow(sums[1] / sums[0]);
       bad |= some & infinite(y);
-      kept[0] = y, kept[1] = around.centre, kept[2] = Lane<C>::narrow(sums[0]);
+      kept[0] = y, kept[1] = around.top, kept[2] = Lane<C>::narrow(sums[0]);
     } else {
       W ratio = sums[0] / Lane<C>::wide(n), less = sums[1] / Lane<C>::wide(n);
       V m1 = Lane<C>::narrow(less);
       V r = Lane<C>::narrow(ratio);
       M nothing = (M)(r <= 0);
       V level = m1 > C(-0.5) ? logarithm_p1(m1 > C(-0.5) ? m1 : V{}) : logarithm(nothing ? splat<V>(1) : r);
-      if (plan.sum) level = level + logarithm(n);
-      if (plan.op == POWER)
-        y = nothing ? V{} : exponential(around.centre + level / s.p);
-      else
-        y = around.centre + level / s.p;
+      const V away = magnitude<C>(level);
+      if (plan.op == POWER) {
+        y = nothing ? V{} : root_of_mean<C>(around.top, ratio, n, s, level);
+        doubt |= some & ~nothing & (M)(away + 1 > 16 * magnitude<C>(s.p));
+      } else {
+        if (plan.sum) level = level + logarithm(n);
+        y = around.top + level / s.p;
+        const V scale = magnitude<C>(around.top) + 2 * magnitude<C>(level / s.p);
+        const M few = some & (M)(scale > DIGITS * magnitude<C>(y));
+        if (any(few)) doubt |= few & from.all_below(sample, place, scale / DIGITS, few);
+      }
       bad |= some & infinite(y);
-      kept[0] = y, kept[1] = around.centre, kept[2] = nothing ? splat<V>(1) : Lane<C>::narrow(sums[0]);
+      kept[0] = y, kept[1] = around.top, kept[2] = nothing ? splat<V>(1) : Lane<C>::narrow(sums[0]);
     }
     storeu(v.y + o * L, keep(y, some));
     if (save && v.aux)
@@ -456,6 +573,7 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
   for (int64_t o = 0; o < f.out; ++o) {
     int64_t all = all_of(f, sample, o, place);
     finish(o, sums[o].s, all ? Lane<C>::narrow(sums[o].s[2]) : V{}, place, all);
+    if (any(doubt)) return tilted_forward<C>(from, sample, around, save, scratch);
   }
   return any(bad);
 }
@@ -493,7 +611,7 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
   const bool squares = power == 2 || power == 3;
   if (!plain) {
     around.prepare(from, f.in);
-    if (any(around.bad)) return true;
+    if (any(around.bad | around.far)) return true;
     if (power) return true;  // such windows kept y alone, and the slope by p needs the sums
   }
   Scratch other;
@@ -551,8 +669,10 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
     if (plan.op == MEAN) {
       d = Lane<C>::narrow(a);
     } else {
+      const M held = (M)(Lane<C>::narrow(each(a, [](double share) { return share != 0 ? 1.0 : 0.0; })) != 0);
       V x = keep(from.x(i), m);
       if (plan.op == POWER) {
+        x = keep(x, held);  // what no window holds may be NaN
         V value = positive<C>(x, s);
         M out = s.abs ? (M)(value == 0) : (M)(x < splat<V>(s.eps));
         if (power) {

@@ -66,6 +66,8 @@ EP_INLINE LogSumExpOp<float> of_plane(LogSumExpOp<float> op, int i) {
 template <class Op> constexpr int SUMS = 1;
 template <> constexpr int SUMS<SoftOp<float>> = 2;
 template <class Op> EP_INLINE Wide& sum(Op& op, int) { return op.s; }
+EP_INLINE Wide& sum(PowerOp<float>& op, int) { return op.s.less; }
+EP_INLINE Wide& sum(LogSumExpOp<float>& op, int) { return op.s.less; }
 EP_INLINE Wide& sum(SoftOp<float>& op, int k) { return k == 0 ? op.s : op.t; }
 
 template <class Op> EP_INLINE void tap(Op& op, vf x) { op.template tap<false>(x, vi{}, vi{}); }
@@ -395,10 +397,12 @@ bool run(const Plan& plan, const Call& call, bool back) {
 bool globals_suits(const Plan& plan, bool training) {
   const Fold& f = plan.folds[0];
   if (plan.folds.size() > 1 || plan.mask_channels || plan.index != NO_INDEX) return false;
+  const bool whole = f.axis[0].whole() && f.axis[1].whole() && f.axis[2].whole();
+  if (plan.type >= INT8) return whole && !plan.pixels && !training;
   if (plan.pixels && (plan.C < LF || !(plan.op == MEAN || (plan.op == MAX && !training)))) return false;
   if (plan.op == MEAN && plan.divisor == CELLS) return false;
   if (plan.type != FLOAT32 && plan.type != BFLOAT16 && plan.type != FLOAT16) return false;
-  return f.axis[0].whole() && f.axis[1].whole() && f.axis[2].whole();
+  return whole;
 }
 
 int64_t globals_aux_bytes(const Plan& plan, size_t) {
@@ -407,6 +411,7 @@ int64_t globals_aux_bytes(const Plan& plan, size_t) {
 }
 
 bool globals_forward(const Plan& plan, const Call& call) {
+  if (plan.type >= INT8) return global_integers_forward(plan, call);
   return plan.pixels ? global_pixels_forward(plan, call) : run(plan, call, false);
 }
 bool globals_backward(const Plan& plan, const Call& call) {

@@ -37,6 +37,7 @@ template <int M, class T, class Op> EP_INLINE vf tree(const T* x, int64_t step, 
   }
 }
 
+bool global_integers_forward(const Plan& plan, const Call& call);  // maxima of which only the value is wanted
 bool global_pixels_forward(const Plan& plan, const Call& call);  // means, and maxima of which only the value is wanted
 bool global_pixels_backward(const Plan& plan, const Call& call);  // of means
 

@@ -121,6 +121,58 @@ template <class C, int P> struct PowerSumOp {
   }
 };
 
+// Weights by their exponents (-inf: none), each less one, added up: their mean may be near 1, or so small that its distance
+// from 1 does not tell it.
+template <class C> struct Lesser {
+  using V = typename Lane<C>::V;
+  using W = typename Lane<C>::W;
+  W less = Lane<C>::zero();
+  template <bool MASK> EP_INLINE void add(V exponent, typename Lane<C>::M m) {
+    const V e = exponential_m1(exponent);
+    less = less + Lane<C>::wide(MASK ? keep(e, m) : e);
+  }
+  EP_INLINE W all(W number) const { return less + number; }
+  EP_INLINE V level(W number) const { return logarithm_p1(Lane<C>::narrow(less / number)); }  // log of the mean
+};
+template <> struct Lesser<double> {
+  vd less{}, whole{}, lost{};  // lost: of the whole, by rounding, which goes one way where elements are equal
+  template <bool MASK> EP_INLINE void add(vd exponent, vl m) {
+    for (int i = 0; i < LD; ++i) {
+      if (MASK && !m[i]) continue;
+      const bool near = exponent[i] > -0.5;
+      const double e = near ? std::expm1(exponent[i]) : std::exp(exponent[i]);
+      const double weight = near ? e + 1 : e, sum = whole[i] + weight, part = sum - whole[i];
+      lost[i] += (whole[i] - (sum - part)) + (weight - part);
+      less[i] += near ? e : e - 1, whole[i] = sum;
+    }
+  }
+  EP_INLINE vd all(vd) const { return whole + lost; }
+  EP_INLINE vd level(vd number) const {
+    const vd m1 = less / number;
+    const vl near = m1 > -0.5;
+    return near ? logarithm_p1(near ? m1 : vd{}) : logarithm(near ? vd{} + 1 : all(number) / number);
+  }
+};
+
+// top * exp(level / p) with level = log(mean), and where powers are summed log(n) on top; in double where float has too few
+// digits for the exponent.
+template <class C>
+EP_INLINE typename Lane<C>::V root_of_mean(typename Lane<C>::V top, typename Lane<C>::W mean, typename Lane<C>::V n, const Setting<C>& s,
+                                           typename Lane<C>::V& level) {
+  using V = typename Lane<C>::V;
+  using M = typename Lane<C>::M;
+  const V log_n = s.sum ? logarithm(n) : V{}, size = magnitude<C>(s.p);
+  const V far = magnitude<C>(level) + log_n;
+  if (std::is_same_v<C, float> && any((M)(far > 4 * size) & (M)(far < std::numeric_limits<C>::max()))) {
+    const auto log_of = each(mean, [](double v) { return std::log(v); });
+    const auto log_all = s.sum ? log_of + each(Lane<C>::wide(n), [](double v) { return std::log(v); }) : log_of;
+    level = Lane<C>::narrow(log_all);
+    return Lane<C>::narrow(Lane<C>::wide(top) * each(log_all / Lane<C>::wide(s.p), [](double v) { return std::exp(v); }));
+  }
+  level = level + log_n;
+  return top * exponential(level / s.p);
+}
+
 // (mean of a^p)^(1/p) = top * exp(log(mean of (a / top)^p) / p), top being what the powers are largest of
 template <class C> struct PowerOp {
   using V = typename Lane<C>::V;
@@ -130,14 +182,14 @@ template <class C> struct PowerOp {
   static constexpr int aux = 3;
   V key, top;
   M rising, bad_;
-  W s;
+  Lesser<C> s;
   Setting<C> setting;
   EP_INLINE void begin(const Setting<C>& given) {
     setting = given;
     rising = (M)(given.p > 0);
     key = splat<V>(lowest<C>());
     bad_ = M{};
-    s = Lane<C>::zero();
+    s = {};
   }
   template <bool MASK> EP_INLINE void tap(V x, M, M m) {
     V a = positive<C>(x, setting);
@@ -156,16 +208,14 @@ template <class C> struct PowerOp {
     M lost = ~nothing & ((t < std::numeric_limits<C>::min()) | (t > std::numeric_limits<C>::max()));
     bad_ |= MASK ? lost & m : lost;
     V d = setting.p * logarithm(nothing ? splat<V>(1) : t);
-    V e = nothing ? splat<V>(-1) : exponential_m1(d);
-    s = s + Lane<C>::wide(MASK ? keep(e, m) : e);
+    s.template add<MASK>(nothing ? splat<V>(-std::numeric_limits<C>::infinity()) : d, m);
   }
   EP_INLINE V finish(const Setting<C>&, const Seen<C>& seen, V* keep_, M& bad) {
-    V mean = Lane<C>::narrow(s / Lane<C>::wide(seen.number));
-    V level = logarithm_p1(mean);
-    if (setting.sum) level = level + logarithm(seen.number);
+    const W number = Lane<C>::wide(seen.number);
+    V level = s.level(number);
     M zero = rising ? (M)(key <= 0) : (M)(key >= 0);
+    V y = zero ? V{} : root_of_mean<C>(top, s.all(number) / number, seen.number, setting, level);
     V above = level / setting.p;
-    V y = zero ? V{} : top * exponential(above);
     bad |= bad_ | infinite(y);
     keep_[0] = y, keep_[1] = top, keep_[2] = above;
     return y;
@@ -230,27 +280,26 @@ template <class C> struct LogSumExpOp : Tilted<C> {
   using W = typename Lane<C>::W;
   static constexpr bool two_passes = true, takes = false;
   static constexpr int aux = 3;
-  W s;
+  Lesser<C> s;
   V r;
   EP_INLINE void begin(const Setting<C>& given) {
     this->start();
     r = given.p;
-    s = Lane<C>::zero();
+    s = {};
   }
   template <bool MASK> EP_INLINE void tap(V x, M, M m) { this->template see<MASK>(x, m, r); }
   EP_INLINE void between() {}
   template <bool MASK> EP_INLINE void tap2(V x, M m) {
-    V e = exponential_m1(r * (x - this->c));
-    s = s + Lane<C>::wide(MASK ? keep(e, m) : e);
+    s.template add<MASK>(r * (x - this->c), m);
   }
   EP_INLINE V finish(const Setting<C>& given, const Seen<C>& seen, V* keep_, M& bad) {
     bad |= this->bad_;
     W n = Lane<C>::wide(seen.number);
-    V level = logarithm_p1(Lane<C>::narrow(s / n));
+    V level = s.level(n);
     if (given.sum) level = level + logarithm(seen.number);
     V y = this->c + level / r;
     bad |= infinite(y);
-    keep_[0] = y, keep_[1] = this->c, keep_[2] = Lane<C>::narrow(s + n);
+    keep_[0] = y, keep_[1] = this->c, keep_[2] = Lane<C>::narrow(s.all(n));
     return y;
   }
 };

@@ -96,11 +96,11 @@ class Cursor {
   const Axis& axis_;
   int64_t sample_, o_, at_ = 0, rest_ = 0, whole_ = 0, part_ = 0;
   bool adds_;  // of bins: where the next one begins needs no division
-  Window span_;
+  Window span_{0, 0};
 
   void find() {
     if (!adds_) {
-      span_ = axis_.at(o_, sample_);
+      if (o_ < axis_.out) span_ = axis_.at(o_, sample_);
       return;
     }
     span_.start = at_;

@@ -66,7 +66,8 @@ template <class T, int P> struct PowerBack {
   }
   EP_INLINE vf element(vf x, const vf* sums) const {
     const vf a = positive<float>(x, setting), w = P == 2 ? sums[0] * a : sums[0] * (a * a);
-    const vi out = setting.abs ? (vi)(a == 0) : (vi)(x < splat<vf>(setting.eps));
+    // an element that no window holds may be NaN
+    const vi out = (setting.abs ? (vi)(a == 0) : (vi)(x < splat<vf>(setting.eps))) | (vi)(sums[0] == 0);
     const vf turned = x < 0 ? -w : w;
     return keep(setting.abs ? turned : w, ~out);
   }

@@ -8,29 +8,32 @@
 namespace everypool {
 
 constexpr float SOFT_RANGE = 60;  // exponents below that lose nothing in float
+constexpr float SOFT_LEAST = 1e-30f;  // nor does an element times its weight
 
 // What a plane's exponents and elements are measured from.
 struct Around {
   float top = 0;     // has the largest weight
   float middle = 0;  // 0, or where the elements lie close together far from 0, one of them
 
-  // false: the plane is not finite, or its weights do not fit a float
+  // false: the plane is not finite, or its weights, or elements times their weights, do not fit a float
   template <class T> bool find(const T* x, int64_t n, float beta) {
     vf low = splat<vf>(std::numeric_limits<float>::infinity()), high = -low;
+    vf small = low;  // magnitude of what is not zero
     vi odd{};
     const auto see = [&](vf v) __attribute__((always_inline)) {
       odd |= unordered(v, v);
+      small = -largest(-small, v == 0 ? splat<vf>(-std::numeric_limits<float>::infinity()) : -largest(v, -v));
       low = -largest(-low, -v), high = largest(high, v);
     };
     int64_t j = 0;
     for (; j + LF <= n; j += LF) see(load_as(x + j));
     for (; j < n; ++j) see(splat<vf>(value(x + j)));
-    float least = low[0], most = high[0];
-    for (int i = 1; i < LF; ++i) least = std::min(least, low[i]), most = std::max(most, high[i]);
+    float least = low[0], most = high[0], tiny = small[0];
+    for (int i = 1; i < LF; ++i) least = std::min(least, low[i]), most = std::max(most, high[i]), tiny = std::min(tiny, small[i]);
     if (any(odd) || !(std::abs(beta) * (most - least) <= SOFT_RANGE)) return false;
     top = beta < 0 ? least : most;
     middle = std::min(std::abs(least), std::abs(most)) > 2 * (most - least) ? top : 0.0f;
-    return true;
+    return middle != 0 || tiny * std::exp(-std::abs(beta) * (most - least)) > SOFT_LEAST;
   }
 };
 

@@ -344,6 +344,7 @@ EP_INLINE vd cube_root(vd x) {
   vl some = (x > 0) & (x < std::numeric_limits<double>::infinity());
   return some ? r : x;
 }
+template <class F> EP_INLINE Wide each(Wide a, F f) { return {each(a.lo, f), each(a.hi, f)}; }
 EP_INLINE Wide root(Wide a) { return {root(a.lo), root(a.hi)}; }
 EP_INLINE Wide cube_root(Wide a) { return {cube_root(a.lo), cube_root(a.hi)}; }
 

@@ -102,11 +102,8 @@ def too_large(numbers: list[Any], final: tuple[int, ...]) -> bool:
         if prod(n) * max(planes, 1) > ELEMENTS or prod(out) * max(planes, 1) > ELEMENTS:
             return True
         work = max(work, *(prod(pair) for pair in product(*zip(n, out, strict=True))))  # states between two axes
-        work = max(
-            work,
-            prod(elements_of(list(final) if final[at + 2] != LISTED else numbers, at) for at in axes[fold : fold + 3])
-            * max(planes, 1),
-        )
+        inside = [elements_of(list(final) if final[at + 2] != LISTED else numbers, at) for at in axes[fold : fold + 3]]
+        work = max(work, prod(inside) * max(planes, 1))
     return work > WORK
 
 

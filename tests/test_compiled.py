@@ -562,3 +562,57 @@ def test_other_instruction_sets_equals_the_definition(name: str) -> None:
 def supported(name: str) -> bool:
     library: Any = cpu.library()
     return bool(library.supports(name))
+
+
+# ---- what a plan keeps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["max", "avg,count_include_pad", "soft", "logsumexp", "center"])
+@pytest.mark.parametrize(
+    "windows",
+    [
+        Sliding(3, 1, 1),
+        Sliding(3, 2, 1, 2, True),
+        Sliding(3, 2, "same"),
+        everypool.Adaptive(7),
+        everypool.Adaptive((None, 5)),
+        Global(),
+        Pyramid((1, 2, 3)),
+        Strips(),
+        Scan(-1),
+        Scan(0, True),
+    ],
+    ids=str,
+)
+def test_plans_do_not_grow_with_the_map(windows: Windows, name: str) -> None:
+    reducer = Mean(count_include_pad=True) if name.startswith("avg,") else parse(name)
+    sizes = []
+    for spatial in ((20, 30), (2_000, 300)):
+        shape = (1, 2, *spatial)
+        plan = cpu.make_plan(reducer.recipe(), windows.layouts(spatial, None), shape, torch.float32, False)
+        sizes.append(cpu.library().describe(plan.handle)[3])  # type: ignore[union-attr]
+    assert sizes[0] == sizes[1] < 8192
+
+
+def test_long_runs_stay_on_their_loops() -> None:
+    """Running maxima hold no states, however long they are."""
+    plan = cpu.make_plan(parse("max").recipe(), Scan(-1).layouts((3_000_000,), None), (1, 1, 3_000_000), torch.float32, False)
+    assert plan.linear
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_maxima_of_whole_integer_maps_need_no_copy(dtype: torch.dtype) -> None:
+    """Neither an index of the map nor a copy of it in another type."""
+    program = f"""
+import resource, torch, everypool
+layer = everypool.GlobalMaxPool()
+layer(torch.ones(1, 1, 64, 64, dtype={dtype}))
+x = torch.zeros(1, 1, 4096, 4096, dtype={dtype})
+x[0, 0, 4000, 17] = 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert layer(x).item() == 1
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert (after - before) * 1024 <= x.numel() * x.element_size(), (before, after)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]

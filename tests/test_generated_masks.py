@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from cases import (
 from torch import Tensor
 
 import everypool
+from everypool.backends.layout import prefix_mask
 
 RAGGED: list[tuple[Case, list[list[int]]]] = [
     (sliding((9,), 3, 2, 1), [[9], [4], [1], [6]]),
@@ -196,3 +198,23 @@ def test_sizes_of_integers(row: Row) -> None:
             alone = pooled(row, case, crop(x[i : i + 1], size))
             for y, part in zip(as_tuple(result), as_tuple(alone), strict=True):
                 assert torch.equal(crop(y[i : i + 1], part.shape[2:]), part), case.id
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("case", [case for case in CONTRACT if "pyramid" not in case.id], ids=case_id)
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_what_lies_outside_has_no_part_in_gradients(row: Row, case: Case, fill: float) -> None:
+    """0 times NaN is NaN: what no window holds may be anything, and gets 0."""
+    made = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, *(n + 3 for n in case.spatial), generator=made) + 0.1
+    sizes = [list(case.spatial), [n + 1 for n in case.spatial]]
+    inside = prefix_mask(torch.tensor(sizes), tuple(x.shape[2:])).expand_as(x)
+    gradients = []
+    for value in (0.0, fill):
+        given = torch.where(inside, x, value).requires_grad_()
+        ys = as_tuple(pooled(row, case, given, sizes=sizes))
+        sum(((y * torch.arange(1.0, y.numel() + 1).reshape(y.shape)).sum() for y in ys), start=torch.zeros(())).backward()
+        assert given.grad is not None
+        gradients.append(given.grad)
+    assert not bool(gradients[1][~inside].any())
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import steps
+from cases import Case, adaptive, as_tuple, case_id, scan, sliding, steps, strips, whole
 from torch import Tensor
 
 import everypool
@@ -158,3 +158,78 @@ def test_a_learned_exponent_stays_finite() -> None:
             y = everypool.global_gem_pool(leaf, p=setting, eps=magnitude * 1e-6)
             grads = torch.autograd.grad(y.sum(), (leaf, setting))
             assert all(bool(grad.isfinite().all()) for grad in grads), (magnitude, p)
+
+
+# ---- windows of one plane whose magnitudes differ: each is as exact as if it were alone -------------------------------------
+
+FAR = {
+    "logsumexp": {"r": (1.0, -3.0)},
+    "soft": {"beta": (1.0, -2.0)},
+    "gem": {"p": (0.5, 4.5, -2.0)},
+    "lp": {"p": (0.5, 1.5)},
+    "avg": {},
+}
+WINDOWS_FAR = [
+    sliding((24, 24), 3),
+    sliding((20, 21), 3, 1, 1),
+    sliding((24, 24), 9, 1),
+    sliding((26, 26), 9, 3),
+    sliding((38, 38), 20, 3),
+    sliding((40, 40), 31, 3),
+    adaptive((23, 20), (5, 3)),
+    whole((24, 24)),
+    strips((12, 24)),
+    scan((3, 24), -1, False),
+    scan((24, 3), 0, True),
+]
+FAR_ROWS = [(name, {key: value}) for name, settings in FAR.items() for key, values in settings.items() for value in values]
+
+
+def far_apart(spatial: tuple[int, ...], orders: int, seed: int) -> np.ndarray:
+    """Two planes of numbers of either sign: every row, or every element, of a magnitude of its own."""
+    made = np.random.default_rng(seed)
+    shape = (1, 2, *spatial)
+    rows = made.integers(-orders, 1, size=(1, 2, spatial[0], 1 if seed % 2 else spatial[1]))
+    return np.asarray(made.standard_normal(shape) * 10.0 ** np.broadcast_to(rows, shape))
+
+
+@pytest.mark.parametrize("orders", [0, 6, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", WINDOWS_FAR, ids=case_id)
+@pytest.mark.parametrize(("name", "settings"), [*FAR_ROWS, ("avg", {})], ids=str)
+def test_windows_far_apart(name: str, settings: dict[str, float], case: Case, dtype: torch.dtype, orders: int) -> None:
+    operation = everypool.operations()[name]
+    for seed in (0, 1):
+        x = torch.from_numpy(far_apart(case.spatial, orders, seed)).to(dtype)
+        given = x.double().numpy()
+        found = as_tuple(everypool.pool(x, operation.reducer(**settings), case.windows))
+        for y, layout in zip(found, case.layouts(case.spatial), strict=True):
+            kept = y.double().numpy().reshape(2, -1)
+            axes = [len(axis) for axis in layout]
+            for plane in range(2):
+                for at, place in enumerate(np.ndindex(*axes)):
+                    inside = [[i for i in layout[a][o] if 0 <= i < case.spatial[a]] for a, o in enumerate(place)]
+                    values = given[0, plane][np.ix_(*inside)].reshape(-1)
+                    right, scale = in_long_double(name, values, settings)
+                    assert abs(kept[plane, at] - right) <= 64 * torch.finfo(dtype).eps * scale, (seed, plane, place)
+
+
+def in_long_double(name: str, values: np.ndarray, settings: dict[str, float]) -> tuple[Any, Any]:
+    """The value of a window, and the magnitude that its rounding errors may be of: what is subtracted may cancel."""
+    v = values.astype(np.longdouble)
+    size = np.abs(v).max()
+    if name == "avg":
+        return v.mean(), size
+    parameter = np.longdouble(next(iter(settings.values())))
+    if name in ("gem", "lp"):
+        a = np.abs(v) if name == "lp" else np.maximum(v, np.longdouble(1e-6))
+        top = a.max() if parameter > 0 else a.min()
+        total = ((a / top) ** parameter).sum() if top > 0 else np.longdouble(0)
+        right = top * (total if name == "lp" else total / len(a)) ** (1 / parameter)
+        return right, right
+    top = (parameter * v).max()
+    weight = np.exp(parameter * v - top)
+    if name == "soft":
+        return (weight * v).sum() / weight.sum(), size
+    right = (top + np.log1p(np.expm1(parameter * v - top).mean())) / parameter
+    return right, max(abs(right), size)
