@@ -161,7 +161,7 @@ class Following(TorchFunctionMode):
         name = named(func)
         if (
             name == "forward" and args and isinstance(args[0], PoolingModule)
-        ):  # a module of everypool's own: what it does is followed
+        ):  # its own calls are followed
             with self:
                 return func.__wrapped__(*args, **kwargs)
         ragged, sized = False, False
