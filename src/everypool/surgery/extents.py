@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from everypool._overrides import Module
 from everypool.layer import WindowLayer
+from everypool.module import PoolingModule
 from everypool.pool import Windows
 from everypool.surgery.own import WAY_OUT, Extents, Own, Rows, named, parts, refused, shadows, valueless
 from everypool.surgery.rules import HARMLESS, LIKE, SIZED, merged, rule_of
@@ -159,7 +159,7 @@ class Following(TorchFunctionMode):
         if self.passing or (self.running and self.running[-1].again):
             return func(*args, **kwargs)
         name = named(func)
-        if name == "forward" and args and isinstance(args[0], Module):  # a module of everypool's own: what it does is followed
+        if name == "forward" and args and isinstance(args[0], PoolingModule):  # what it does is followed
             with self:
                 return func.__wrapped__(*args, **kwargs)
         ragged, sized = False, False
