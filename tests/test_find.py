@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import everypool
+from everypool import functional
 from everypool.surgery.find import chosen, find
 
 
@@ -288,6 +289,10 @@ DOUBTFUL: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "masked mean": (masked_mean, 2),
     "maximum under a mask": (lambda x: x.masked_fill(x < 0, -math.inf).amax((2, 3)), 1),
     "maximum over the least": (lambda x: x.masked_fill(x < 0, torch.finfo(x.dtype).min).flatten(2).max(2)[0], 1),
+    "mean of another type": (lambda x: x.mean((2, 3), dtype=torch.float64), 1),
+    "of everypool": (lambda x: everypool.soft_pool(x, 2), 1),
+    "of everypool in torch's words": (lambda x: functional.max_pool2d(x, 2), 1),
+    "of everypool under a mask": (lambda x: functional.max_pool2d(x, 2, mask=x[:, :1] > 0), 1),
     "sum over number": (lambda x: x.sum((2, 3)) / 120, 1),
     "tokens under a mask": (lambda x: (x * 2).flatten(2).transpose(1, 2).sum(1) / 7, 1),
     "nanmean": (lambda x: x.nanmean((2, 3)), 1),

@@ -37,6 +37,14 @@ class PoolingModule(nn.Module):
         """Return what takes the keyword arguments that the constructor passes on; None where it passes on none."""
         return None
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Take entries of the same elements with another number of axes: () for (1,), (1, C, 1, 1) for (C,)."""
+        for name, own in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
+            entry = state_dict.get(prefix + name)
+            if isinstance(entry, Tensor) and [n for n in entry.shape if n != 1] == [n for n in own.shape if n != 1]:
+                state_dict[prefix + name] = entry.reshape(own.shape)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def reset_parameters(self) -> None:
         """Give parameters and buffers the values of a new module of the same arguments, as is needed after `to_empty`.
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._load import reshape_entries
 from everypool.backends.context import can_compare_sizes
 from everypool.backends.layout import prefix_mask
 from everypool.blocks._map_block import refused
@@ -105,10 +104,6 @@ class MixedPool(PoolingModule):
         if not isinstance(result, Tensor):
             raise check.wrong_type(name, "a module that gives one tensor", check.Shown(type(result).__name__))
         return check.floating(name, result)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        reshape_entries(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"alpha={describe_setting(self.alpha)}"

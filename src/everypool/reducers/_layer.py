@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._load import reshape_entries
 from everypool.backends.context import can_read_values, fixed_shape
 from everypool.layer import Layer, Made, WindowLayer
 from everypool.module import PoolingModule, keep_start
@@ -46,10 +45,6 @@ class ReducerLayer(WindowLayer):
     def forward(self, input: Any, mask: Tensor | None = None, sizes: Any = None) -> Any:
         """Pool (N, C, *spatial), or (C, *spatial) where the number of axes is known; mask and sizes as in `everypool.pool`."""
         return call(input, *self.reduced(), *self.placed(), nd=self.nd, mask=mask, sizes=sizes)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        reshape_entries(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class SlidingLayer(ReducerLayer):

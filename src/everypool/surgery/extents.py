@@ -159,9 +159,7 @@ class Following(TorchFunctionMode):
         if self.passing or (self.running and self.running[-1].again):
             return func(*args, **kwargs)
         name = named(func)
-        if (
-            name == "forward" and args and isinstance(args[0], PoolingModule)
-        ):  # its own calls are followed
+        if name == "forward" and args and isinstance(args[0], PoolingModule):  # what it does is followed
             with self:
                 return func.__wrapped__(*args, **kwargs)
         ragged, sized = False, False

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everypool._load import reshape_entries
 from everypool.module import PoolingModule, describe_setting, keep_start
 
 __all__ = ["BLURRED", "BlurConv1d", "BlurConv2d", "BlurConv3d", "OverAxes", "Scaled"]
@@ -63,10 +62,6 @@ class Scaled(PoolingModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = self.pool(*args, **kwargs)
         return output * self.scale.to(output.dtype)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        reshape_entries(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"scale={describe_setting(self.scale)}"

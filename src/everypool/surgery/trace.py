@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from everypool import _check as check
-from everypool import reducers
+from everypool import _overrides, functional, reducers
 from everypool.pool import operations
 from everypool.reducers._layer import AdaptiveLayer, GlobalLayer, SlidingLayer
 from everypool.surgery.flow import Flow, Uses
@@ -75,7 +75,11 @@ MOVED: set[CodeType] = set()  # functions that a swap has made methods of
 FORWARD = (nn.Module._call_impl.__code__,)  # where a module begins
 LEAST = -1e9  # no value of a map, but what masks put there
 DEEPEST = 16  # calls within calls that are looked at
-INNER = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # what is not the user's code
+INNER = (  # what is not the user's code
+    *(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)),
+    _overrides.__file__,
+    functional.__file__,
+)
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,8 @@ def called(
         found = reduced(x, axes, flow)
         if found is None:
             return None
-        reducer = "" if is_filled(x) else REDUCTIONS.get(name, "")
+        more = any(value is not None for key, value in given.items() if key not in ("input", "dim", "axis", "keepdim"))
+        reducer = "" if more or is_filled(x) else REDUCTIONS.get(name, "")
         batch = (flow.layout_of(x) or "n").find("n")
         keepdim = made.dim() == x.dim()
         return Call(name, method, reducer, found * bool(reducer), {}, axes, keepdim, batch, name == "max", site(owners))
@@ -286,9 +291,12 @@ def called(
         return Call(name, False, "", "", site=site(owners))
     match = NAMED.fullmatch(name)
     if match is None:
-        return None
+        is_own = (getattr(func, "__module__", None) or "").startswith("everypool.") and OTHERS.search(name)
+        return Call(name, False, "", "", site=site(owners)) if is_own else None
     reducer = match[1].removeprefix("adaptive_")
     window = dict(zip(WINDOWS[match[1]], args, strict=False)) | {k: v for k, v in kwargs.items() if k != "input"}
+    if any(window[key] is not None for key in window.keys() - set(WINDOWS[match[1]])):  # a mask
+        return Call(name, False, "", "", site=site(owners))
     indices = bool(window.pop("return_indices", False) or match[3])
     found = "sliding"
     if "output_size" in window:

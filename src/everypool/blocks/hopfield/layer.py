@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from everypool import _check as check
-from everypool._load import reshape_entries
 from everypool.backends.context import can_compare_sizes, fixed_shape
 from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
@@ -423,7 +422,6 @@ class Hopfield(PoolingModule):
         published = f"{prefix}_Hopfield__scaling"  # where it is learned
         if published in state_dict:
             state_dict[f"{prefix}scaling"] = state_dict.pop(published)
-        reshape_entries(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
