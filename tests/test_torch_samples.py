@@ -42,8 +42,6 @@ OTHER_FORMATS = {  # where torch's kernels do not give what `suggest_memory_form
     "max_pool1d": "contiguous where neither a gradient nor indices are asked for",
     "max_pool3d": "those of a lone volume keep channels last",
     "avg_pool3d": "always contiguous",
-    "lp_pool1d": "what each of its element-wise steps makes of the strides",
-    "lp_pool2d": "what each of its element-wise steps makes of the strides",
     "lp_pool3d": "always contiguous",
     "adaptive_max_pool3d": "always contiguous",
     "adaptive_avg_pool3d": "always contiguous, but for one bin",
