@@ -49,7 +49,7 @@ def choose_main(subject: Subject) -> bool:
 
 def choose_few(subject: Subject) -> bool:
     """For ways that take ten seconds."""
-    return subject.id in ("max-2d", "soft-2d", "directional-sample", "roi-align", "mixed_pool-sample")
+    return subject.id in ("max-2d", "soft-2d", "directional-sample", "roi-sample", "mixed_pool-sample")
 
 
 def choose_none(subject: Subject) -> bool:

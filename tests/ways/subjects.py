@@ -45,7 +45,7 @@ class Subject:
     @property
     def is_main(self) -> bool:
         """The one setting of its record for ways that take a second."""
-        return self.setting in ("2d", "sample", "align")
+        return self.setting in ("2d", "sample")
 
     @property
     def is_usual(self) -> bool:
@@ -194,9 +194,9 @@ def _of_sample(operation: Any) -> list[Subject]:
                 (*x.shape[:2], *(n + g // 2**i for n, g in zip(x.shape[2:], growth, strict=True))) for i, x in enumerate(first)
             ]
             maps = [torch.from_numpy(numbers(shape, i + 10 * size)) for i, shape in enumerate(shapes)]
-            return (maps, *(other.double() for other in given[1:]))
+            return (maps, *(boxes.double() for boxes in given[1:]))
         x = torch.from_numpy(numbers(_resized(tuple(first.shape), size), 10 * size))
-        return (x,)
+        return (x, *(boxes.double() for boxes in given[1:]))
 
     modes = [False]
     if any(isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.Dropout)) for part in module.modules()):
@@ -241,14 +241,9 @@ def list_subjects() -> list[Subject]:
     for operation in everypool.operations().values():
         if operation.kind == "reducer":
             continue
-        if operation.name == "max_unpool":
-            found += _of_unpooling()
-        elif operation.sample is None:
-            assert operation.name == "roi", f"{operation.name} has no sample"
-            found += _of_boxes()
-        else:
-            found += _of_sample(operation)
-    return found
+        assert operation.sample is not None
+        found += _of_unpooling() if operation.name == "max_unpool" else _of_sample(operation)
+    return found + _of_boxes()
 
 
 SUBJECTS = list_subjects()
