@@ -32,6 +32,11 @@ class PoolingModule(nn.Module):
         if init.__module__.partition(".")[0] == "everypool":  # a constructor of the user's is left alone
             cls.__init__ = checked_constructor(cls, init)  # type: ignore[method-assign]
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse torch.jit.script, whose language knows none of this."""
+        rule = "traced or exported; torch.jit.script does not know its language"
+        raise NotImplementedError(f"`obj` must be {rule}, got {type(self).__name__}")
+
     @classmethod
     def find_settings(cls) -> Callable[..., Any] | None:
         """Return what takes the keyword arguments that the constructor passes on; None where it passes on none."""

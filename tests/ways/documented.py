@@ -11,11 +11,17 @@ from .registry import WAYS, Way
 from .subjects import RECORDS, SUBJECTS, Subject
 
 PAGE = Path(__file__).parents[2] / "docs/ways.md"
+HESSIAN_OF_NORM = "torch.func's second derivative of nn.LayerNorm by its weight and input is wrong"
 # (pattern of ways, pattern of subjects as in `Subject.id`): why
-DOCUMENTED: dict[tuple[str, str], str] = {}
+DOCUMENTED: dict[tuple[str, str], str] = {
+    ("jit.script", "*"): "torch.jit.script does not know the language; torch.jit.trace and torch.export do",
+    ("DTensor over space", "*"): "an axis that is pooled cannot be sharded; input.redistribute() gathers it",
+}
 # the same: what torch itself gets wrong there, without any pooling
 FAULTS_OF_TORCH: dict[tuple[str, str], str] = {
     ("wrapper subclass", "panet_head-*"): "the second derivative of nn.GroupNorm of a wrapper subclass has a wrong shape",
+    ("hessian", "hopfield*"): HESSIAN_OF_NORM,
+    ("jac* of jac*", "hopfield*"): HESSIAN_OF_NORM,
     ("autograd hessian forward", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
 }
 GROUPS = {"contexts": "Plain calls", "tensors": "Other tensors", "recordings": "Recorded graphs", "transforms": "Derivatives"}

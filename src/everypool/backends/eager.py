@@ -21,6 +21,7 @@ from everypool.backends.context import (
     can_compare_sizes,
     can_read_values,
     is_forward_mode,
+    is_jit_tracing,
     is_tracing,
     needs_differentiable_ops,
 )
@@ -108,7 +109,8 @@ class Folds:
         That is where the mask says so, and between and behind windows.
         """
         counts = self.mask
-        if x.is_floating_point() and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        learns = torch.is_grad_enabled() or is_jit_tracing()  # a traced graph may learn later
+        if x.is_floating_point() and learns and not torch.compiler.is_exporting():
             for axis, along in enumerate(self.layout.axes):
                 windows = None if self.layout.out_sizes is None else self.layout.out_sizes[:, axis]
                 seen = along.seen(self.device, windows)

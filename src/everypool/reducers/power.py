@@ -197,7 +197,7 @@ class Root(Function):
             (slope,) = torch.autograd.grad(logarithm, p, rise, create_graph=again)
         if not ctx.needs_input_grad[0]:
             return None, slope
-        level = torch.where(end, logarithm, (p - 1) * logarithm)
+        level = torch.where(end, logarithm, (p - 1) * torch.where(end, torch.zeros_like(logarithm), logarithm))
         size = a.abs()
         some = (size > 0) & (size < float("inf"))
         u = (p - 1) * torch.where(some, size, torch.ones_like(size)).log()
