@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fuzz_plans import ELEMENTS, FLOATS, ITEM, MAX, Buffer, SLIDING, Draw, Fault, addressed, content, described, kept, running
+from fuzz_plans import ELEMENTS, FLOATS, ITEM, MAX, SLIDING, Buffer, Draw, Fault, addressed, content, described, kept, running
 
 POOL, KEEP, TAKE, GRADIENT = range(4)
 
