@@ -69,7 +69,7 @@ sanitize: $(ALL)
 # Origins of what was never written: unoptimized enough to name lines, and without torch, which would take hours.
 valgrind: $(BASE)
 	EVERYPOOL_BUILD=baseline EVERYPOOL_BUILD_FLAGS="-g -O1" $(BIN)/python setup.py -q build --build-base $(WATCHED) --build-lib $(WATCHED)/lib
-	PYTHONMALLOC=malloc valgrind --quiet --track-origins=yes --error-exitcode=9 $(BIN)/python -S tests/fuzz_loops.py --cases 3000 \
+	PYTHONMALLOC=malloc valgrind --quiet --suppressions=tests/valgrind.supp --track-origins=yes --error-exitcode=9 $(BIN)/python -S tests/fuzz_loops.py --cases 3000 \
 		--library $(WATCHED)/lib/everypool/_cpu_baseline.abi3.so $(ARGS)
 
 fuzz: $(ALL)

@@ -240,19 +240,45 @@ template <class C> struct Elements {
   EP_INLINE M there(int64_t o) const { return f.own_position && mask ? mask[o] : splat<M>(-1); }
   // lanes of those that are asked for in which no element of a window is as large as `least`
   M all_below(int64_t sample, const int64_t place[3], V least, M asked) const {
+    each_of(sample, place, [&](int64_t at) {
+      asked &= ~(counts(at) & (M)(magnitude<C>(x(at)) >= least));
+      return any(asked);
+    });
+    return asked;
+  }
+  // of one window, element by element
+  V log_sum_exp(int64_t sample, const int64_t place[3], const Setting<C>& s) const {
+    LogSumExpOp<C> op;
+    op.begin(s);
+    V number{}, few[3];
+    M bad{};
+    each_of(sample, place, [&](int64_t at) {
+      number = number + keep(splat<V>(1), counts(at));
+      op.template tap<true>(x(at), M{}, counts(at));
+      return true;
+    });
+    each_of(sample, place, [&](int64_t at) {
+      op.template tap2<true>(x(at), counts(at));
+      return true;
+    });
+    number = largest(number, splat<V>(1));
+    return op.finish(s, Seen<C>{number, Lane<C>::wide(number)}, few, bad);
+  }
+
+ private:
+  // visit(element) for those of one window, until it says false
+  template <class F> void each_of(int64_t sample, const int64_t place[3], const F& visit) const {
     const Window d = f.axis[0].at(place[0], sample), h = f.axis[1].at(place[1], sample), w = f.axis[2].at(place[2], sample);
     for (int64_t i = 0; i < d.count; ++i)
       for (int64_t j = 0; j < h.count; ++j)
-        for (int64_t k = 0; k < w.count; ++k) {
-          const int64_t at = ((d.start + i * f.axis[0].step) * f.axis[1].n + h.start + j * f.axis[1].step) * f.axis[2].n +
-                             w.start + k * f.axis[2].step;
-          asked &= ~(counts(at) & (M)(magnitude<C>(x(at)) >= least));
-          if (!any(asked)) return asked;
-        }
-    return asked;
+        for (int64_t k = 0; k < w.count; ++k)
+          if (!visit(((d.start + i * f.axis[0].step) * f.axis[1].n + h.start + j * f.axis[1].step) * f.axis[2].n + w.start +
+                     k * f.axis[2].step))
+            return;
   }
 };
-constexpr int DIGITS = 32;  // so many times the rounding errors that a window may have
+constexpr int64_t FEW_ELEMENTS = 64;  // so few that a window is looked at by itself
+constexpr int DIGITS = 64;  // so many times the rounding errors that a window may have
 
 int64_t all_of(const Fold& f, int64_t sample, int64_t o, int64_t place[3]) {
   place[2] = o % f.axis[2].out;
@@ -527,7 +553,13 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
         y = around.top + level / s.p;
         const V scale = magnitude<C>(around.top) + 2 * magnitude<C>(level / s.p);
         const M few = some & (M)(scale > DIGITS * magnitude<C>(y));
-        if (any(few)) doubt |= few & from.all_below(sample, place, scale / DIGITS, few);
+        if (any(few)) {
+          const M lost = from.all_below(sample, place, scale / DIGITS, few);
+          if (all > FEW_ELEMENTS)
+            doubt |= lost;
+          else if (any(lost))
+            y = lost ? from.log_sum_exp(sample, place, s) : y;
+        }
       }
       bad |= some & infinite(y);
       kept[0] = y, kept[1] = around.top, kept[2] = nothing ? splat<V>(1) : Lane<C>::narrow(sums[0]);
@@ -669,10 +701,10 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
     if (plan.op == MEAN) {
       d = Lane<C>::narrow(a);
     } else {
-      const M held = (M)(Lane<C>::narrow(each(a, [](double share) { return share != 0 ? 1.0 : 0.0; })) != 0);
       V x = keep(from.x(i), m);
       if (plan.op == POWER) {
-        x = keep(x, held);  // what no window holds may be NaN
+        if (any(infinite(x)))  // what no window holds may be NaN
+          x = keep(x, (M)(Lane<C>::narrow(each(a, [](double share) { return share != 0 ? 1.0 : 0.0; })) != 0));
         V value = positive<C>(x, s);
         M out = s.abs ? (M)(value == 0) : (M)(x < splat<V>(s.eps));
         if (power) {

@@ -79,14 +79,15 @@ struct Axis {
   Window middle_of(int64_t o, Window whole) const;
 };
 
-// The windows of an axis, one after the other.
+// The windows of an axis, one after the other: where the next one begins needs no division.
 class Cursor {
  public:
-  Cursor(const Axis& axis, int64_t sample, int64_t o) : axis_(axis), sample_(sample), o_(o), adds_(axis.kind == BINS && !axis.middle) {
-    if (adds_) at_ = o * axis.n / axis.out, rest_ = o * axis.n % axis.out, whole_ = axis.n / axis.out, part_ = axis.n % axis.out;
+  Cursor(const Axis& axis, int64_t sample, int64_t o) : axis_(axis), sample_(sample), o_(o), kind_(axis.middle ? LISTED : axis.kind) {
+    if (kind_ == SLIDING) first_ = o * axis.stride - axis.left, last_ = axis.n - 1 - (axis.kernel - 1) * axis.step;
+    if (kind_ == BINS) first_ = o * axis.n / axis.out, rest_ = o * axis.n % axis.out, whole_ = axis.n / axis.out, part_ = axis.n % axis.out;
     find();
   }
-  Window operator*() const { return span_; }
+  Window operator*() const { return window_; }
   void next() {
     ++o_;
     find();
@@ -94,19 +95,23 @@ class Cursor {
 
  private:
   const Axis& axis_;
-  int64_t sample_, o_, at_ = 0, rest_ = 0, whole_ = 0, part_ = 0;
-  bool adds_;  // of bins: where the next one begins needs no division
-  Window span_{0, 0};
+  int64_t sample_, o_, first_ = 0, last_ = 0;      // last_: where the last window begins that the axis does not clip
+  int64_t rest_ = 0, whole_ = 0, part_ = 0;        // of bins
+  int kind_;
+  Window window_{0, 0};
 
   void find() {
-    if (!adds_) {
-      if (o_ < axis_.out) span_ = axis_.at(o_, sample_);
-      return;
+    if (kind_ == SLIDING) {
+      window_ = first_ >= 0 && first_ <= last_ ? Window{first_, axis_.kernel} : axis_.inside(first_);
+      first_ += axis_.stride;
+    } else if (kind_ == BINS) {
+      window_.start = first_;
+      first_ += whole_, rest_ += part_;
+      if (rest_ >= axis_.out) ++first_, rest_ -= axis_.out;
+      window_.count = first_ + (rest_ > 0) - window_.start;
+    } else if (o_ < axis_.out) {
+      window_ = axis_.at(o_, sample_);
     }
-    span_.start = at_;
-    at_ += whole_, rest_ += part_;
-    if (rest_ >= axis_.out) ++at_, rest_ -= axis_.out;
-    span_.count = at_ + (rest_ > 0) - span_.start;
   }
 };
 

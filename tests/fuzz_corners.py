@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fuzz_plans import ELEMENTS, FLOATS, ITEM, MAX, Buffer, Draw, Fault, addressed, axis, content, kept, running
+from fuzz_plans import ELEMENTS, FLOATS, ITEM, MAX, SLIDING, Buffer, Draw, Fault, addressed, content, described, kept, running
 
 POOL, KEEP, TAKE, GRADIENT = range(4)
 
@@ -32,7 +32,7 @@ def scan(rng: Draw, shape: tuple[int, int, int, int], kind: int, along: int, las
         0,
     ]
     other = rng.random() < 0.05
-    numbers += axis(rng, 1, [[(0, 1)]])
+    numbers += described(rng, 1, 1, SLIDING)
     for number, n in enumerate(plane):
         numbers += (running if number == along or other else kept)(rng, n)
     return numbers

@@ -150,7 +150,7 @@ def plan_of(rng: Draw, width: int | None = None, type_: int | None = None) -> tu
         axes = []
         for n in shape:
             draw = common or rng.choice((sliding, bins, running, listed, kept))
-            axes.append(draw(rng, n) if n > 1 or rng.random() < 0.1 else axis(rng, 1, [[(0, 1)]]))
+            axes.append(draw(rng, n) if n > 1 or rng.random() < 0.1 else described(rng, 1, 1, SLIDING))
         places = prod(a[0] for a in axes) == prod(a[1] for a in axes)
         numbers += [int(places and rng.random() < 0.5), flag(), *axes[0], *axes[1], *axes[2]]
     return numbers, [rng.choice((0.0, 1e-6, 1.0)), float(rng.choice((1, 2, 9, -3)))]
