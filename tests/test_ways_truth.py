@@ -82,9 +82,9 @@ def list_pairs() -> list[tuple[Way, Subject]]:
 
 
 def is_refusal(error: BaseException | None) -> bool:
-    """It is a NotImplementedError of the forced backend, or was raised from one."""
+    """It is a NotImplementedError of the forced backend, or was raised from one; TorchDynamo has its own that names it."""
     while error is not None:
-        if isinstance(error, NotImplementedError) and "EVERYPOOL_IMPL" in str(error):
+        if "EVERYPOOL_IMPL" in str(error) and (isinstance(error, NotImplementedError) or "NotImplementedError(" in str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
