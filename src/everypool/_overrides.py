@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import (
     handle_torch_function,
     has_torch_function,
@@ -15,6 +15,8 @@ from torch.overrides import (
     has_torch_function_variadic,
 )
 from torch.utils._pytree import tree_leaves
+
+from everypool.backends.context import enter_mode_of, is_plain_type
 
 __all__ = ["call_override", "handle_overrides", "has_override", "record_as_leaf"]
 
@@ -28,7 +30,10 @@ def handle_overrides(function: Function) -> Function:
     def wrapper(input: Any, *args: Any, **kwargs: Any) -> Any:
         if has_torch_function_unary(input):
             return handle_torch_function(wrapper, (input,), input, *args, **kwargs)
-        return function(input, *args, **kwargs)
+        if torch.compiler.is_compiling() or is_plain_type(type(input)):
+            return function(input, *args, **kwargs)
+        with enter_mode_of(input):
+            return function(input, *args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
 
@@ -51,11 +56,14 @@ def record_as_leaf(forward: Function) -> Function:
 
     @functools.wraps(forward)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not has_torch_function_unary(args[0]):
+        if len(args) == 1 and not kwargs and is_plain_type(type(args[0])) and not has_torch_function_unary(args[0]):
             return forward(self, args[0])
         leaves = tree_leaves((args, kwargs))
-        if torch.compiler.is_compiling() or not has_torch_function(leaves):
+        if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
+        if not has_torch_function(leaves):
+            with enter_mode_of(*leaves):
+                return forward(self, *args, **kwargs)
         for proxy in leaves:
             if isinstance(proxy, torch.fx.Proxy):
                 tracer: Any = proxy.tracer

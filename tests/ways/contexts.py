@@ -102,7 +102,7 @@ CONTEXTS: list[tuple[str, str, MakeContext, int, bool]] = [
     ("no_grad", "torch.no_grad", torch.no_grad, 0, True),
     ("inference_mode", "torch.inference_mode", torch.inference_mode, 0, True),
     ("dispatch mode", "within a TorchDispatchMode of the user", LoggingDispatch, 2, False),
-    ("function mode", "within a TorchFunctionMode of the user", LoggingFunction, 2, False),
+    ("function mode", "within a TorchFunctionMode of the user", LoggingFunction, 2, True),
     ("default device", 'after torch.set_default_device("cpu")', default_device, 2, True),
     ("device cpu", 'with torch.device("cpu")', lambda: torch.device("cpu"), 2, True),
     ("device meta", 'with torch.device("meta"), the input on the CPU', lambda: torch.device("meta"), 2, True),

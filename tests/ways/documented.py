@@ -12,17 +12,32 @@ from .subjects import RECORDS, SUBJECTS, Subject
 
 PAGE = Path(__file__).parents[2] / "docs/ways.md"
 HESSIAN_OF_NORM = "torch.func's second derivative of nn.LayerNorm by its weight and input is wrong"
+_JOINED = "the levels of a pyramid are joined with the channels: `redistribute` them first"
 # (pattern of ways, pattern of subjects as in `Subject.id`): why
 DOCUMENTED: dict[tuple[str, str], str] = {
     ("jit.script", "*"): "torch.jit.script does not know the language; torch.jit.trace and torch.export do",
-    ("DTensor over space", "*"): "an axis that is pooled cannot be sharded; input.redistribute() gathers it",
+    ("DTensor over space", "*"): "sharded over an axis that is pooled: `redistribute` it first",
+    ("DTensor over channels", "*-pyramid"): _JOINED,
+    ("DTensor over channels", "spatial_pyramid-*"): _JOINED,
+    ("DTensor over channels", "spatial_pyramid_head-*"): _JOINED,
 }
 # the same: what torch itself gets wrong there, without any pooling
+_SECOND = "the second derivative of {} is recorded at one size alone"
+_ALONE = "a convolution that is sharded asks a neighbor for its border, which gloo refuses a process that is alone"
+_PADDED = ("corner_module", "cascade_corner", "center_module", "strip_module")  # with convolutions wider than one element
 FAULTS_OF_TORCH: dict[tuple[str, str], str] = {
     ("wrapper subclass", "panet_head-*"): "the second derivative of nn.GroupNorm of a wrapper subclass has a wrong shape",
     ("hessian", "hopfield*"): HESSIAN_OF_NORM,
     ("jac* of jac*", "hopfield*"): HESSIAN_OF_NORM,
     ("autograd hessian forward", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
+    ("make_fx symbolic twice", "lp-*"): _SECOND.format("torch.abs"),
+    **{
+        ("make_fx symbolic twice", f"{name}-*"): _SECOND.format("a convolution")
+        for name in (*_PADDED, "gated_pool", "yolo_spp")
+    },
+    ("make_fx symbolic twice", "mixed_pooling_module-*"): _SECOND.format("a convolution"),
+    **{("DTensor over channels", f"{name}-*"): _ALONE for name in _PADDED},
+    **{("DTensor over space", f"{name}-*"): _ALONE for name in _PADDED[:3]},
 }
 GROUPS = {"contexts": "Plain calls", "tensors": "Other tensors", "recordings": "Recorded graphs", "transforms": "Derivatives"}
 MARK = "<!-- the tables are written by `PYTHONPATH=tests python -m ways.documented` -->"

@@ -184,19 +184,19 @@ def _check_distributed(subject: Subject, placement: Any) -> None:
     check_outcome(unwrap(found, DTensor, lambda x: x.full_tensor()), expected)
 
 
-@add_way("DTensor replicated", kernels=False)
+@add_way("DTensor replicated", kernels=True)
 def call_with_replicated(subject: Subject) -> None:
     """DTensor, Replicate"""
     _check_distributed(subject, Replicate())
 
 
-@add_way("DTensor over samples", kernels=False)
+@add_way("DTensor over samples", kernels=True)
 def call_with_shards_of_samples(subject: Subject) -> None:
     """DTensor, Shard(0)"""
     _check_distributed(subject, Shard(0))
 
 
-@add_way("DTensor over channels", kernels=False)
+@add_way("DTensor over channels", kernels=True)
 def call_with_shards_of_channels(subject: Subject) -> None:
     """DTensor, Shard(1)"""
     _check_distributed(subject, Shard(1))

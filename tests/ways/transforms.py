@@ -243,7 +243,7 @@ def call_transformed(subject: Subject) -> None:
     check_close(slope, sum((g * d).sum() for g, d in zip(expected.firsts, directions, strict=True)))
 
 
-@add_way("linearize", kernels=None, fits=choose_usual_evaluated, quick=choose_few)
+@add_way("linearize", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
 def call_linearized(subject: Subject) -> None:
     """torch.func.linearize (which calls plainly, too)"""
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 __all__ = [
     "can_compare_sizes",
     "can_read_values",
+    "enter_mode_of",
     "find_obstacle",
     "fixed_shape",
     "force_differentiable_ops",
@@ -135,6 +136,17 @@ def has_address(*tensors: Tensor) -> bool:
     return not needs_differentiable_ops() and all(
         is_plain_type(type(t)) and t.layout is torch.strided and not _is_legacy_batch(t) for t in tensors
     )
+
+
+def enter_mode_of(*tensors: Any) -> AbstractContextManager[Any]:
+    """Enter the mode that a fake tensor was made in, without which it meets no tensor made on the way."""
+    if "torch._subclasses.fake_tensor" in sys.modules and not _dispatch_modes():
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        for x in tensors:
+            if isinstance(x, FakeTensor):
+                return x.fake_mode
+    return nullcontext()
 
 
 def find_obstacle(x: Any = _ordinary) -> str | None:
