@@ -115,7 +115,7 @@ def list_layouts(x: Tensor) -> list[Tensor]:
 
 
 def _describe_all(subject: Subject, layout: int, convert: Any, mode: Any) -> dict[str, list[tuple[Any, ...]]]:
-    """Shapes, strides and types of results and gradients."""
+    """Shapes, strides and types of results, shapes and types of gradients."""
     module, arguments = subject.module(), subject.arguments()
     leaves = [list_layouts(x)[layout] for x in get_leaves(arguments)]
     others = [convert(x) for x in arguments[1:]]
@@ -125,7 +125,7 @@ def _describe_all(subject: Subject, layout: int, convert: Any, mode: Any) -> dic
     with mode:
         result = call(*wanted)
         firsts = torch.autograd.grad(compute_loss(result), wanted, allow_unused=True, materialize_grads=True)
-    return {"results": [describe(x) for x in list_parts(result)], "gradients": [describe(x) for x in firsts]}
+    return {"results": [describe(x) for x in list_parts(result)], "gradients": [(tuple(x.shape), x.dtype) for x in firsts]}
 
 
 @cache
@@ -144,13 +144,13 @@ def _check_descriptions(subject: Subject, convert: Any, mode: Any) -> None:
 
 @add_way("meta", kernels=False, quick=choose_usual)
 def call_on_meta(subject: Subject) -> None:
-    """tensors on meta: shapes, types and strides of results and gradients"""
+    """tensors on meta: shapes, types and strides of results; shapes and types of gradients"""
     _check_descriptions(subject, lambda x: x.to("meta"), contextlib.nullcontext())
 
 
 @add_way("fake mode", kernels=False, quick=choose_usual)
 def call_in_fake_mode(subject: Subject) -> None:
-    """within FakeTensorMode: shapes, types and strides of results and gradients"""
+    """within FakeTensorMode: shapes, types and strides of results; shapes and types of gradients"""
     mode = FakeTensorMode()
     _check_descriptions(subject, mode.from_tensor, mode)
 

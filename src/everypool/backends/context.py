@@ -5,6 +5,7 @@ Every other part of the package asks here, so that a new way of calling is learn
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

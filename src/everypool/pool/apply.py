@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from everypool import _check as check
 from everypool._memo import MOST, made, plain
-from everypool._overrides import call_override, has_override
+from everypool._overrides import call_override, handle_overrides, has_override
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import choose
 from everypool.backends.layout import add_batch_axis, make_format_key
@@ -25,6 +25,7 @@ from everypool.pool.shards import is_distributed, pool_shards
 __all__ = ["apply", "call", "pool"]
 
 
+@handle_overrides
 def pool(
     input: Tensor | Sequence[Tensor],
     reducer: str | Reducer,
