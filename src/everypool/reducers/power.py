@@ -103,7 +103,8 @@ class Power(Reducer):
         if needs_differentiable_ops():
             logarithm, sign = self._logarithm(a, p, folds)
             end = logarithm.isinf()  # and then has no slope
-            return sign * torch.where(end, logarithm.detach(), torch.where(end, torch.zeros_like(logarithm), logarithm)).exp()
+            finite = torch.where(end, torch.zeros_like(logarithm), logarithm)
+            return sign * torch.where(end, logarithm.detach().exp(), finite.exp())
         y: Tensor = Root.apply(a, p, self, folds)
         return y
 
