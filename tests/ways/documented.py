@@ -12,11 +12,25 @@ from .subjects import RECORDS, SUBJECTS, Subject
 
 PAGE = Path(__file__).parents[2] / "docs/ways.md"
 HESSIAN_OF_NORM = "torch.func's second derivative of nn.LayerNorm by its weight and input is wrong"
+_PLAIN = "boxes, unpooling, associations and joined levels want plain tensors: `full_tensor` first"
+_SHARDED = "sharded over an axis that is pooled: `redistribute` it first"
+_ELEMENTWISE = (
+    "blur_pool",
+    "yolo_spp",
+    "mixed_pooling_module",
+    "corner_module",
+    "cascade_corner",
+    "center_module",
+)
 _JOINED = "the levels of a pyramid are joined with the channels: `redistribute` them first"
 # (pattern of ways, pattern of subjects as in `Subject.id`): why
 DOCUMENTED: dict[tuple[str, str], str] = {
     ("jit.script", "*"): "torch.jit.script does not know the language; torch.jit.trace and torch.export do",
-    ("DTensor over space", "*"): "sharded over an axis that is pooled: `redistribute` it first",
+    **{
+        ("DTensor *", pattern): _PLAIN
+        for pattern in ("roi-*", "multi_level_roi-*", "panet_head-*", "max_unpool-*", "hopfield*", "pyramid_pooling_module-*")
+    },
+    **{("DTensor over space", f"{name}-*"): _SHARDED for name in RECORDS if name not in _ELEMENTWISE},
     ("DTensor over channels", "*-pyramid"): _JOINED,
     ("DTensor over channels", "spatial_pyramid-*"): _JOINED,
     ("DTensor over channels", "spatial_pyramid_head-*"): _JOINED,

@@ -16,6 +16,7 @@ from everypool.blocks._map_block import MapBlock, conv_norm, features
 from everypool.blocks.heads import fully_connected
 from everypool.module import PoolingModule
 from everypool.pool import Operation, register
+from everypool.pool.shards import refuse_shards
 from everypool.reducers import adaptive_avg_pool, max_pool
 from everypool.windows import SpatialPyramidPool
 
@@ -115,6 +116,7 @@ class PyramidPoolingModule(MapBlock):
         return min(self.bins) ** 2
 
     def compute(self, input: Tensor) -> Tensor:
+        refuse_shards("input", input)
         parts = [input]
         for n, layers in zip(self.bins, self.features, strict=True):
             grid = layers(adaptive_avg_pool(input, n))

@@ -18,13 +18,23 @@ from everypool.pool.records import Reducer, Windows
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
-__all__ = ["is_distributed", "pool_shards"]
+__all__ = ["is_distributed", "pool_shards", "refuse_shards"]
 
 
 def is_distributed(x: Any) -> bool:
     """Return True for a DTensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def refuse_shards(name: str, *tensors: Any) -> None:
+    """Raise if one of the tensors is distributed, where only windows over whole maps are pooled shard by shard.
+
+    Raises:
+        NotImplementedError: it is; the message says the way out.
+    """
+    if any(map(is_distributed, tensors)):
+        raise NotImplementedError(f"`{name}` must be a plain tensor here, as full_tensor() gives it, got a DTensor")
 
 
 def pool_shards(

@@ -13,6 +13,7 @@ from everypool.backends.context import can_read_values
 from everypool.backends.layout import add_batch_axis
 from everypool.module import PoolingModule
 from everypool.pool import Operation, finished, register
+from everypool.pool.shards import refuse_shards
 
 __all__ = ["MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool"]
 
@@ -69,6 +70,7 @@ def _unpooled(
     input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any, overlap: str, nd: int | None
 ) -> Tensor:
     check.choice("overlap", overlap, OVERLAPS)
+    refuse_shards("input", input, indices)
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         raise check.wrong_type("indices", "an int64 tensor", indices)
     single = isinstance(input, Tensor) and nd is not None and input.dim() == nd + 1

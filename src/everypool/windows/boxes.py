@@ -24,6 +24,7 @@ from everypool.backends.layout import Layout
 from everypool.backends.work import Taps
 from everypool.layer import Layer
 from everypool.pool import Operation, Reduced, Reducer, Windows, apply, defined, existing, parse, refuse, register, run
+from everypool.pool.shards import refuse_shards
 
 __all__ = ["Boxes", "RoIAlign", "RoIPool", "roi_align", "roi_pool"]
 
@@ -190,6 +191,8 @@ class Boxes(Windows):
     def _corners(self, x: Tensor, nd: int) -> tuple[Tensor, Tensor, Tensor]:
         """Sample numbers (R,) and scaled corners (R, nd) in the boxes' order of axes."""
         boxes = self.boxes
+        refuse_shards("input", x)
+        refuse_shards("boxes", *(boxes if isinstance(boxes, (list, tuple)) else [boxes]))
         rule = f"(R, {1 + 2 * nd}): sample number and two corners; or a list of N = {x.shape[0]} tensors (R_i, {2 * nd})"
         if isinstance(boxes, (list, tuple)):
             if len(boxes) != x.shape[0]:

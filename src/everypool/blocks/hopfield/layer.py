@@ -15,6 +15,7 @@ from everypool.blocks.hopfield.core import HopfieldCore, Iteration, product
 from everypool.blocks.hopfield.masks import association_mask, exists, softmax_over
 from everypool.module import PoolingModule, describe_setting, keep_start
 from everypool.pool import Operation, register
+from everypool.pool.shards import refuse_shards
 
 __all__ = ["Hopfield"]
 
@@ -389,6 +390,7 @@ class Hopfield(PoolingModule):
             rule = "a tensor, or three: stored pattern, state pattern, pattern projection"
             raise check.wrong_type("input", rule, check.Shown(type(input).__name__))
         parts = [input] * 3 if alike else list(input)
+        refuse_shards("input", *parts)
         sizes_of = (self.stored_pattern_dim, self.input_size, self.association_core.value_dim)
         stored, state, projection = (
             checked_patterns(x, self.batch_first, size, static)
