@@ -47,7 +47,7 @@ def list_calls(row: Row) -> list[tuple[str, int, Callable[[Tensor], Any], Callab
         # torch's adaptive poolings alone lose the format in 3-D: its sliding ones tell it
         adaptive: Any = {2: F.adaptive_max_pool2d, 3: lambda x, out: F.max_pool3d(F.interpolate(x, 2 * out), 2)}[nd]
         sliding = getattr(everypool, f"{stem}Pool{nd}d")(*norm, 3, 2).double()
-        bins = getattr(everypool, f"Adaptive{stem}Pool{nd}d")(3).double()
+        bins = getattr(everypool, f"Adaptive{stem}Pool{nd}d")(*norm, 3).double()
         function = getattr(everypool, f"{row.operation.name}_pool")
         found.append(("sliding", nd, sliding, lambda x, theirs=theirs: theirs(x, 3, 2)))
         found.append(("adaptive", nd, bins, lambda x, adaptive=adaptive: adaptive(x, 3)))

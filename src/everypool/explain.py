@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from everypool import _check as check
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import Choice, choose
-from everypool.backends.context import find_obstacle, fixed_shape
+from everypool.backends.context import find_obstacle, pause_jit_tracing
 from everypool.backends.layout import Layout
 from everypool.backends.work import operations_of, traffic
 from everypool.pool import Reducer, Windows, parse, prepared
+from everypool.pool.shards import is_distributed
 
 __all__ = ["Explanation", "explain"]
 
@@ -97,11 +98,13 @@ def explain(
         raise check.wrong_type("dtype", "a torch.dtype", dtype)
     check.boolean("mask", mask)
     given = shape if isinstance(shape, Tensor) else None
+    if is_distributed(given):
+        given = given.to_local()  # type: ignore[union-attr]
     with counter.quiet() if counter.listening() else nullcontext():
         obstacle = find_obstacle() if given is None else find_obstacle(given)
     if given is not None:
-        shape, dtype, device = fixed_shape(given), given.dtype, given.device
-    with _disable_current_modes():
+        shape, dtype, device = given.shape, given.dtype, given.device
+    with pause_jit_tracing(), _disable_current_modes():
         return _explain(reducer, windows, _size(shape), dtype, _device(device), mask, obstacle)
 
 
@@ -144,12 +147,20 @@ def _size(shape: Any) -> tuple[int, ...]:
     rule = "(N, C, *spatial), non-negative ints, 1 to 3 spatial axes"
     if not isinstance(shape, (list, tuple)):
         raise check.wrong_type("shape", rule, shape)
+    shape = tuple(map(_number, shape))
     if len(shape) not in (3, 4, 5):
         raise check.invalid("shape", rule, shape)
     size = check.ints("shape", shape, len(shape), 0)
     if math.prod(size) > MOST_ELEMENTS:
         raise check.invalid("shape", "of at most 2**56 elements", shape)
     return size
+
+
+def _number(size: Any) -> Any:
+    """Return a size of a recorded graph as the number that it has in the example."""
+    if isinstance(size, torch.SymInt):
+        return size.node.hint
+    return int(size) if isinstance(size, Tensor) and size.dim() == 0 else size
 
 
 def _device(device: Any) -> torch.device:

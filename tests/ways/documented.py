@@ -43,6 +43,8 @@ FAULTS_OF_TORCH: dict[tuple[str, str], str] = {
     ("wrapper subclass", "panet_head-*"): "the second derivative of nn.GroupNorm of a wrapper subclass has a wrong shape",
     ("hessian", "hopfield*"): HESSIAN_OF_NORM,
     ("jac* of jac*", "hopfield*"): HESSIAN_OF_NORM,
+    ("autograd hessian", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
+    ("is_grads_batched", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
     ("autograd hessian forward", "panet_head-*"): "the batched derivative of nn.GroupNorm's gradient has a wrong shape",
     ("make_fx symbolic twice", "lp-*"): _SECOND.format("torch.abs"),
     **{

@@ -266,6 +266,8 @@ def _stepped(part: Tensor, dim: int, start: int, count: int, step: int) -> Tenso
     """Return `count` elements of an axis from `start` on, `step` apart."""
     if not can_compare_sizes():  # a slice asks whether its end lies inside
         return part.index_select(dim, torch.arange(count, device=part.device) * step + start)
+    if step == 1:
+        return crop(part, dim, start, count)
     return part[(slice(None),) * dim + (slice(start, start + (count - 1) * step + 1, step),)]
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "is_plain_type",
     "is_tracing",
     "needs_differentiable_ops",
+    "pause_jit_tracing",
     "resolve_batch",
 ]
 
@@ -72,16 +73,23 @@ def is_jit_tracing() -> bool:
     return not torch.compiler.is_compiling() and _jit_state() is not None
 
 
+@contextmanager
+def pause_jit_tracing() -> Iterator[None]:
+    """Record nothing for torch.jit.trace, so that sizes are numbers."""
+    state = _jit_state()
+    _set_jit_state(None)
+    try:
+        yield
+    finally:
+        _set_jit_state(state)
+
+
 def fixed_shape(x: Tensor) -> tuple[int, ...]:
     """Return sizes that a recorded graph may rely on, as numbers inside torch.jit.trace too: channels, and those of weights."""
     if not is_jit_tracing():
         return tuple(x.shape)
-    state = _jit_state()
-    _set_jit_state(None)
-    try:
+    with pause_jit_tracing():
         return tuple(x.shape)
-    finally:
-        _set_jit_state(state)
 
 
 def can_compare_sizes() -> bool:

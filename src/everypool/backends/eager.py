@@ -286,7 +286,7 @@ class Folds:
 
     def _spread(self, u: Tensor, level: Tensor, a: Tensor, hard: bool) -> Tensor:
         monoid = WeightedSum(hard)
-        nowhere = level.isinf()
+        nowhere = level.isinf() | level.isnan() if hard else level.isinf()  # no element equals NaN
         start = (-level.detach()).masked_fill(nowhere, float("-inf"))
         if needs_differentiable_ops() and not hard:
             a = a * keep_slope(-level).exp()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from everypool.backends import counter, cpu, triton
 from everypool.backends.choose import Choice, choose
-from everypool.backends.context import find_obstacle, fixed_shape, is_tracing, needs_differentiable_ops
+from everypool.backends.context import find_obstacle, fixed_shape, has_address, is_tracing, needs_differentiable_ops
 from everypool.backends.eager import Folds
 from everypool.backends.layout import Layout, compute_strides, in_pixels, lay_out
 
@@ -92,14 +94,33 @@ def refuse(choice: Choice, x: Tensor, why: Exception | str) -> None:
         raise NotImplementedError(message) from (why if isinstance(why, Exception) else None)
 
 
+class KeepFormat(Function):
+    """x, whose gradient is given the memory format of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return lay_out(grad, True) if has_address(grad) else grad
+
+
 def run(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout, by the implementation that suits."""
     if counter.listening():  # what is made again for a gradient must be made in the same way
         with counter.quiet():
             found = compiled(reducer, x, folds)
-            return defined(reducer, x, folds) if found is None else found
+            return define_in_format(reducer, x, folds) if found is None else found
     found = compiled(reducer, x, folds)
-    return defined(reducer, x, folds) if found is None else found
+    return define_in_format(reducer, x, folds) if found is None else found
+
+
+def define_in_format(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
+    """Return what `defined` does, with a gradient in the memory format of x."""
+    if torch.is_grad_enabled() and x.requires_grad and not needs_differentiable_ops() and in_pixels(x):
+        x = KeepFormat.apply(x)
+    return defined(reducer, x, folds)
 
 
 def existing(exists: Exists) -> Tensor | None:

@@ -141,7 +141,9 @@ class Boxes(Windows):
             check.floating("input", x)
         sample, low, high = self._corners(x, nd)
         table = self._aligned if self.sampling == "align" else self._rounded
-        extent = torch.tensor(x.shape[2:], device=x.device).expand(sample.shape[0], nd) if sizes is None else sizes[sample]
+        # a product, for a recorded graph would keep a tensor of sizes as it is
+        ones = torch.ones_like(sample)
+        extent = torch.stack([ones * n for n in x.shape[2:]], 1) if sizes is None else sizes[sample]
         axes = [table(low[:, nd - 1 - a], high[:, nd - 1 - a], extent[:, a], x.shape[2 + a], out[a]) for a in range(nd)]
         found = self._fused(reducer, x, mask, sample, axes, out)
         return self._sampled(run, reducer, x, mask, sample, axes, out) if found is None else found
