@@ -253,7 +253,9 @@ class Folds:
         if needs_differentiable_ops():  # 1 and 0, with the slopes that u and x give them
             v = v * keep_slope(u).exp()
             rest = v * keep_slope(x)
-        return self._fold(Centred(), (u.detach(), x.detach(), v, rest))
+        # what the mask excludes is no center, not even of a window whose values are all minus infinity
+        center = self.masked(x.detach(), float("-inf"))
+        return self._fold(Centred(), (u.detach(), center, v, rest))
 
     def weighted(self, u: Tensor, level: Tensor, v: Tensor, *, hard: bool = False) -> Tensor:
         """sum of v * exp(u - level) over each window; level must not lie far below the window's largest u.
