@@ -341,26 +341,28 @@ template <class C, int P, bool SLOPE> struct PowerGrad {
   using W = typename Lane<C>::W;
   static constexpr int aux = P > 0 ? 1 : 3;
   static constexpr bool index = false, values = true;
-  V g, inverse, top, above, rise;
+  V g, inverse, scale, top, above, rise;  // the inverse of a subnormal number would be infinite: it is scaled first
   W s;
   Setting<C> setting;
   EP_INLINE void begin(const Setting<C>& given, const Seen<C>& seen, V grad, const V* kept, M) {
     setting = given;
     V y = kept[0];
+    const V unit = P > 0 ? y : kept[1];
+    scale = unit < std::numeric_limits<C>::min() ? splat<V>(C(uint64_t(1) << 60)) : splat<V>(1);
     M zero = y == 0;
     V n = given.sum ? splat<V>(1) : seen.number;
     g = zero && P != 1 ? V{} : grad / n;
     rise = y / given.p;
     s = Lane<C>::zero();
     if constexpr (P > 0)
-      inverse = zero ? V{} : 1 / y;
+      inverse = zero ? V{} : 1 / (y * scale);
     else
-      top = kept[1], above = kept[2], inverse = 1 / top;
+      top = kept[1], above = kept[2], inverse = 1 / (top * scale);
   }
   // log(a / y): p may be so large that a / y itself has too few digits
   EP_INLINE V logarithm_of_ratio(V a) const {
     if constexpr (P > 0) {
-      V q = a * inverse;
+      V q = (a * scale) * inverse;
       return logarithm(q < std::numeric_limits<C>::min() ? splat<V>(1) : q);
     } else {
       V t = a / top;
@@ -376,7 +378,7 @@ template <class C, int P, bool SLOPE> struct PowerGrad {
     if constexpr (P == 1 && !SLOPE) {
       w = g;
     } else {
-      V q = a * inverse;
+      V q = (a * scale) * inverse;
       if constexpr (P == 2 && !SLOPE) {
         w = g * q;
       } else if constexpr (P == 3 && !SLOPE) {

@@ -86,7 +86,7 @@ def render_tables() -> str:
         lines += [f"| {way.name} | {way.summary.replace('|', chr(92) + '|')} |" for way in ways]
         lines += ["", f"| record | {' | '.join(way.name for way in ways)} |", f"|---|{'---|' * len(ways)}"]
         for record in RECORDS:
-            lines.append(f"| `{record}` | {' | '.join(_render_cell(way, record, reasons) for way in ways)} |")
+            lines.append(f"| {record} | {' | '.join(_render_cell(way, record, reasons) for way in ways)} |")
     lines += [""] if reasons else []
     told = [
         f"{reason} (torch itself, without a pooling)" if reason in FAULTS_OF_TORCH.values() else reason for reason in reasons

@@ -201,6 +201,7 @@ def make_plan(
     kept, bands, by_axis, _ = module.describe(handle)
     bands = module.describe(back)[1]
     linear = len(layouts) == 1 and not recipe.index and recipe.op in PLAIN and dtype is not torch.bool
+    linear = linear and not (recipe.op == "mean" and dtype is torch.float64)  # whose sum may overflow
     outs = tuple(place((*shape[:2], *layout.out), pixels) for layout in layouts)
     kept = (0,) * len(layouts) if recipe.op == "centre" else kept
     return Plan(
@@ -276,6 +277,8 @@ class Fold:
         kept = [torch.empty(n, dtype=torch.uint8, device=CPU) if learns and n else None for n in plan.kept]
         if not self._call(x, 1 if learns and recipe.op not in ("mean", "centre") else 0, ys, kept, positions):
             return None
+        if recipe.op == "mean" and plan.dtype is torch.float64 and not all(bool(y.isfinite().all()) for y in ys):
+            return None  # no wider type could hold the sum
         results = (*ys, *positions)
         if learns:
             needed = parameter if isinstance(parameter, Tensor) else None

@@ -215,12 +215,14 @@ class Folds:
             return x.flatten(2).gather(2, index.flatten(2)).unflatten(2, index.shape[2:])
         places = []  # an exported graph cannot split an axis into symbolic ones
         for size in reversed(x.shape[2:]):
-            places.append(index % size)
-            index = torch.div(index, size, rounding_mode="floor")
+            divisor = torch.full((), size, dtype=torch.int64, device=x.device)  # ONNX divides by no symbolic number
+            rows = torch.div(index, divisor, rounding_mode="floor")
+            places.append(index - rows * divisor)
+            index = rows
         shape = [1] * (x.dim() - 2)
-        rows = torch.arange(x.shape[0], device=x.device).reshape(-1, 1, *shape)
+        samples = torch.arange(x.shape[0], device=x.device).reshape(-1, 1, *shape)
         channels = torch.arange(x.shape[1], device=x.device).reshape(1, -1, *shape)
-        return x[(rows, channels, *reversed(places))]
+        return x[(samples, channels, *reversed(places))]
 
     def log_mean_exp(self, u: Tensor) -> Tensor:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
@@ -377,22 +379,26 @@ class Folds:
 
     def _indexed_taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`taps` for exported graphs, which cannot split an axis into symbolic ones."""
+        tables = [along.table(x.device) for along in self.layout.axes]
+        ragged = any(positions.dim() == 3 for positions, _ in tables)  # each sample has windows of its own
         index: list[Tensor] = []
         exists = torch.ones((), dtype=torch.bool, device=x.device)
-        for axis, along in enumerate(self.layout.axes):
-            positions, found = along.table(x.device)
-            shape = [positions.shape[0] if positions.dim() == 3 else 1] + [1] * (2 * self.nd)
-            shape[1 + axis], shape[1 + self.nd + axis] = positions.shape[-2:]
+        for axis, (positions, found) in enumerate(tables):
+            shape = [positions.shape[0] if positions.dim() == 3 else 1] * ragged + [1] * (2 * self.nd)
+            shape[ragged + axis], shape[ragged + self.nd + axis] = positions.shape[-2:]
             index.append(positions.reshape(shape))
             exists = exists & found.reshape(shape)
-        last = range(1 + self.nd, 1 + 2 * self.nd)
 
         def look_up(planes: Tensor) -> Tensor:  # (N, C, *spatial) to (N, C, *out, taps)
+            if not ragged:
+                plain: tuple[Any, ...] = (slice(None), slice(None), *index)
+                return planes[plain].flatten(2 + self.nd)
             rows = torch.arange(planes.shape[0], device=x.device).reshape(-1, *[1] * (2 * self.nd))
-            everywhere: tuple[Any, ...] = (slice(None), rows, *index)
-            return planes.transpose(0, 1)[everywhere].transpose(0, 1).flatten(2 + self.nd)
+            own: tuple[Any, ...] = (slice(None), rows, *index)
+            return planes.transpose(0, 1)[own].transpose(0, 1).flatten(2 + self.nd)
 
-        exists = exists.flatten(last[0]).unsqueeze(1)
+        exists = exists.flatten(ragged + self.nd)
+        exists = exists.unsqueeze(1) if ragged else exists[None, None]
         return look_up(x), exists if self.mask is None else exists & look_up(self.mask)
 
     def centre(self, x: Tensor, *, upper: tuple[bool, ...]) -> Tensor:

@@ -48,6 +48,8 @@ def compiled(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced | None:
     mask = None if folds.mask is folds.own else folds.mask
     channels = 0 if mask is None else mask.shape[1]
     recipe = reducer.recipe()
+    if folds.own is not None and folds.layout.own_position:  # loops along a line meet what lies behind a sample's end
+        x = x.masked_fill(~folds.own, 0)
     try:
         plan = cpu.make_plan(recipe, [folds.layout], tuple(x.shape), x.dtype, in_pixels(x), channels)
     except cpu.Unsupported as error:
