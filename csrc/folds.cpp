@@ -494,7 +494,9 @@ bool tilted_forward(const Elements<C>& from, int64_t sample, const Around<C>& ar
     V y{}, total = splat<V>(1), top = splat<V>(1), kept_y = splat<V>(1);
     for (int i = 0; i < L; ++i) {
       if (!there[i] || !found[o].p || found[o].number[i] == 0) continue;
-      y[i] = kept_y[i] = (C)found[o].value(i, plan.sum);
+      const double value = found[o].value(i, plan.sum);
+      y[i] = kept_y[i] = (C)value;
+      if (plan.op == POWER && value < std::numeric_limits<C>::min()) kept_y[i] = (C)(-value * SCALE);
       bad |= !std::isfinite(y[i]);
       top[i] = around.top[i];
       if (save) total[i] = (C)found[o].total(i, around.top[i]);
@@ -531,9 +533,10 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
       y = Lane<C>::narrow(sums[0] / divisor<C>(plan, f, sample, place, all, number));
     } else if (power) {
       W mean = plan.sum ? sums[0] : sums[0] / Lane<C>::wide(n);
-      y = Lane<C>::narrow(power == 1 ? mean : power == 2 ? root(mean) : cube_root(mean));
+      const W level = power == 1 ? mean : power == 2 ? root(mean) : cube_root(mean);
+      y = Lane<C>::narrow(level);
       bad |= some & infinite(y);
-      kept[0] = y;
+      kept[0] = keep_digits<C>(y, level);
     } else if (plan.op == SOFT) {
       y = Lane<C>::narrow(sums[1] / sums[0]);
       bad |= some & infinite(y);
@@ -544,9 +547,14 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
       V r = Lane<C>::narrow(ratio);
       M nothing = (M)(r <= 0);
       V level = m1 > C(-0.5) ? logarithm_p1(m1 > C(-0.5) ? m1 : V{}) : logarithm(nothing ? splat<V>(1) : r);
-      const V away = magnitude<C>(level);
+      const V away = magnitude<C>(level), log_mean = level;
       if (plan.op == POWER) {
         y = nothing ? V{} : root_of_mean<C>(around.top, ratio, n, s, level);
+        kept[0] = y;
+        if (const M small = (M)(y < std::numeric_limits<C>::min()) & ~nothing; any(small)) {
+          V again = log_mean;
+          kept[0] = small ? -root_of_mean<C>(around.top * C(SCALE), ratio, n, s, again) : y;
+        }
         doubt |= some & ~nothing & (M)(away + 1 > 16 * magnitude<C>(s.p));
       } else {
         if (plan.sum) level = level + logarithm(n);
@@ -562,7 +570,8 @@ bool sum_forward(const Plan& plan, const Fold& f, int64_t sample, const View<C>&
         }
       }
       bad |= some & infinite(y);
-      kept[0] = y, kept[1] = around.top, kept[2] = nothing ? splat<V>(1) : Lane<C>::narrow(sums[0]);
+      if (plan.op != POWER) kept[0] = y;
+      kept[1] = around.top, kept[2] = nothing ? splat<V>(1) : Lane<C>::narrow(sums[0]);
     }
     storeu(v.y + o * L, keep(y, some));
     if (save && v.aux)
@@ -674,7 +683,7 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
         V y = loadu<V>(v.aux + o * v.as);
         M zero = (M)(y == 0);
         W w = plan.sum ? Lane<C>::wide(g) : Lane<C>::wide(g) / Lane<C>::wide(n);
-        W wy = Lane<C>::wide(zero ? splat<V>(1) : y);
+        W wy = restore_digits<C>(zero ? splat<V>(1) : y);
         if (squares) {
           w = power == 2 ? w / wy : w / (wy * wy);
           w = w * Lane<C>::wide(zero ? V{} : splat<V>(1));
@@ -685,8 +694,9 @@ bool folds_backward(const Plan& plan, const Fold& f, int64_t sample, const View<
       V y = loadu<V>(v.aux + o * v.as), total = loadu<V>(v.aux + 2 * v.component + o * v.as);
       W w = Lane<C>::wide(g) / Lane<C>::wide(total), wy = Lane<C>::wide(y);
       if (plan.op == POWER) {
-        w = w * wy;
-        wy = Lane<C>::wide(logarithm(y > 0 ? y : splat<V>(1)));
+        w = w * restore_digits<C>(y);
+        const V size = magnitude<C>(y);
+        wy = Lane<C>::wide(logarithm(size > 0 ? size : splat<V>(1)) - (y < 0 ? splat<V>(std::log(C(SCALE))) : V{}));
       }
       to.s[0] = w;
       to.s[1] = w * wy;

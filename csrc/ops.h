@@ -92,6 +92,18 @@ template <class C> EP_INLINE typename Lane<C>::V positive(typename Lane<C>::V x,
   return s.abs ? magnitude<C>(x) : largest(splat<V>(s.eps), x);
 }
 
+constexpr uint64_t SCALE = uint64_t(1) << 60;  // of subnormal numbers, before they are divided by
+
+// A subnormal result has lost digits: what is kept of it for the gradient is scaled, and negative to tell so.
+template <class C> EP_INLINE typename Lane<C>::V keep_digits(typename Lane<C>::V y, typename Lane<C>::W level) {
+  using V = typename Lane<C>::V;
+  return y < std::numeric_limits<C>::min() ? -Lane<C>::narrow(level * Lane<C>::wide(splat<V>(C(SCALE)))) : y;
+}
+template <class C> EP_INLINE typename Lane<C>::W restore_digits(typename Lane<C>::V kept) {
+  using V = typename Lane<C>::V;
+  return Lane<C>::wide(kept < 0 ? -kept : kept) * Lane<C>::wide(kept < 0 ? splat<V>(1 / C(SCALE)) : splat<V>(1));
+}
+
 // p = 1, 2, 3: sums of powers in double neither overflow nor vanish for what float holds
 template <class C, int P> struct PowerSumOp {
   using V = typename Lane<C>::V;
@@ -114,9 +126,10 @@ template <class C, int P> struct PowerSumOp {
   template <bool MASK> EP_INLINE void tap2(V, M) {}
   EP_INLINE V finish(const Setting<C>&, const Seen<C>& seen, V* keep_, M& bad) {
     W mean = setting.sum ? s : s / Lane<C>::wide(seen.number);
-    V y = Lane<C>::narrow(P == 1 ? mean : P == 2 ? root(mean) : cube_root(mean));
+    const W level = P == 1 ? mean : P == 2 ? root(mean) : cube_root(mean);
+    V y = Lane<C>::narrow(level);
     bad |= infinite(y);
-    keep_[0] = y;
+    keep_[0] = keep_digits<C>(y, level);
     return y;
   }
 };
@@ -217,7 +230,7 @@ template <class C> struct PowerOp {
     V y = zero ? V{} : root_of_mean<C>(top, s.all(number) / number, seen.number, setting, level);
     V above = level / setting.p;
     bad |= bad_ | infinite(y);
-    keep_[0] = y, keep_[1] = top, keep_[2] = above;
+    keep_[0] = y, keep_[1] = zero ? V{} : top, keep_[2] = above;  // y of the smallest numbers may be 0 and top not
     return y;
   }
 };
@@ -346,18 +359,21 @@ template <class C, int P, bool SLOPE> struct PowerGrad {
   Setting<C> setting;
   EP_INLINE void begin(const Setting<C>& given, const Seen<C>& seen, V grad, const V* kept, M) {
     setting = given;
-    V y = kept[0];
-    const V unit = P > 0 ? y : kept[1];
-    scale = unit < std::numeric_limits<C>::min() ? splat<V>(C(uint64_t(1) << 60)) : splat<V>(1);
-    M zero = y == 0;
-    V n = given.sum ? splat<V>(1) : seen.number;
+    const V unit = P > 0 ? kept[0] : kept[1];
+    const M zero = unit == 0;
+    scale = unit < std::numeric_limits<C>::min() ? splat<V>(C(SCALE)) : splat<V>(1);
+    const V n = given.sum ? splat<V>(1) : seen.number;
     g = zero && P != 1 ? V{} : grad / n;
-    rise = y / given.p;
     s = Lane<C>::zero();
-    if constexpr (P > 0)
-      inverse = zero ? V{} : 1 / (y * scale);
-    else
-      top = kept[1], above = kept[2], inverse = 1 / (top * scale);
+    if constexpr (P > 0) {
+      const V level = magnitude<C>(unit);  // scaled already, see `keep_digits`
+      inverse = zero ? V{} : 1 / level;
+      rise = level / (scale * given.p);
+    } else {
+      top = zero ? splat<V>(1) : unit, above = kept[2];
+      inverse = zero ? V{} : 1 / (top * scale);
+      rise = kept[0] / given.p;
+    }
   }
   // log(a / y): p may be so large that a / y itself has too few digits
   EP_INLINE V logarithm_of_ratio(V a) const {

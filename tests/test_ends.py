@@ -85,6 +85,31 @@ def test_gradient_of_powers(norm: str, signed: str, dtype: torch.dtype, name: st
     assert not wrong
 
 
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 5), (1, 20), (13, 13), (15, 24)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradient_of_subnormal_results(dtype: torch.dtype, kernel: tuple[int, int], channels_last: bool, name: str) -> None:
+    """A result that has lost its digits tells nothing of the gradient, which is that of the same numbers made larger."""
+    info = torch.finfo(dtype)
+    draw = torch.Generator().manual_seed(sum(kernel))
+    for magnitude, p, norm in itertools.product((0.1, 1e-3), (2.0, 3.0, -1.0, 2.5, 0.5), ("sum", "mean")):
+        sizes = (torch.rand((2, 3, 15, 24), generator=draw, dtype=torch.float64) * 0.9 + 0.1) * info.tiny * magnitude
+        x = (sizes * torch.rand(sizes.shape, generator=draw).sub(0.5).sign()).to(dtype)
+        x = torch.where(x == 0, info.tiny * info.eps, x.double()).to(dtype)
+        large = (x.double() * 2.0 ** round(-math.log2(info.tiny))).requires_grad_()
+        powers = large.abs().pow(p).unfold(2, kernel[0], kernel[0]).unfold(3, kernel[1], kernel[1]).sum((-2, -1))
+        expected_y = (powers if norm == "sum" else powers / math.prod(kernel)).pow(1 / p)
+        g = torch.rand(expected_y.shape, generator=draw, dtype=torch.float64).to(dtype)
+        (expected,) = torch.autograd.grad(expected_y, large, g.double())
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        x.requires_grad_()
+        with way(name):
+            (grad,) = torch.autograd.grad(pool(x, Power(p, norm, "abs"), Sliding(kernel, kernel)), x, g)
+        error = (grad.double() - expected).abs() - 64 * info.eps * expected.abs()
+        assert bool(((error <= info.tiny) | (expected.abs() > info.max)).all()), (magnitude, p, norm)
+
+
 def test_gradient_of_the_smallest_numbers() -> None:
     for dtype in (torch.float64, torch.float32):
         info = torch.finfo(dtype)
