@@ -13,6 +13,7 @@ __all__ = ["MOST", "made", "plain", "token"]
 MOST = 4096  # then the memory is cleared: whoever has inputs of so many shapes waits for more than this
 PLAIN = {int, float, bool, str, type(None)}
 WITH_TUPLES = PLAIN | {tuple}
+ALL_PLAIN: set[tuple[type, ...]] = set()  # types of settings seen before: of few functions, so that these are few too
 MADE: dict[tuple[Any, ...], Any] = {}
 KNOWN: dict[int, Any] = {}  # what was made, by address
 
@@ -20,7 +21,10 @@ KNOWN: dict[int, Any] = {}  # what was made, by address
 def plain(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The types of values that may stand in a key, those in tuples too: 2.0 equals 2, and yet is no kernel size."""
     types = tuple(map(type, values))
+    if types in ALL_PLAIN:
+        return types
     if PLAIN.issuperset(types):
+        ALL_PLAIN.add(types)
         return types
     inner = tuple(type(part) for value in values if type(value) is tuple for part in value)
     return types + inner if PLAIN.issuperset(inner) and WITH_TUPLES.issuperset(types) else None

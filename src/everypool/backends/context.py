@@ -42,6 +42,7 @@ has_transforms = torch._C._are_functorch_transforms_active
 _is_legacy_batch = torch._C._functorch.is_legacy_batchedtensor
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
+_strided = torch.strided
 _no_dispatch: Any = Tensor.__torch_dispatch__
 
 
@@ -160,7 +161,7 @@ def enter_mode_of(*tensors: Any) -> AbstractContextManager[Any]:
 
 def find_obstacle(x: Any = _ordinary) -> str | None:
     """Return why kernels that take addresses cannot have x now; None if they can. Without x, of an ordinary tensor."""
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return "torch.compile or torch.export records the graph"
     if not _plain_types.get(type(x)) and not is_plain_type(type(x)):
         return f"{type(x).__name__} handles operators itself, or is no tensor"
@@ -174,7 +175,7 @@ def find_obstacle(x: Any = _ordinary) -> str | None:
         return f"a dispatch mode is active, {_mode_name()}"
     if _state.differentiable:
         return "a gradient is computed for several incoming gradients at once"
-    if x.layout is not torch.strided or x.is_nested:
+    if x.layout is not _strided or x.is_nested:
         return "the tensor is not dense (strided)"
     if _is_legacy_batch(x):
         return "the tensor stands for several at once"

@@ -38,13 +38,13 @@ class Corner:
 
     def run(self, what: int, maps: Sequence[Tensor], kept: Tensor | None) -> Tensor:
         x, other = maps[0].contiguous(), maps[-1].contiguous()
-        y = self.first.empty(self.first.place)
+        y = self.first.empty(x, self.first.place)
         self._call(what, x, other, y, y, kept)
         return y
 
     def gradients(self, grad: Tensor, kept: Tensor, maps: int) -> tuple[Tensor, ...]:
         """Of each of the maps."""
-        found = tuple(self.first.empty(self.first.place) for _ in range(maps))
+        found = tuple(self.first.empty(grad, self.first.place) for _ in range(maps))
         grad = grad.contiguous()
         self._call(GRADIENT, grad, grad, found[0], found[-1], kept)
         return found
@@ -77,7 +77,7 @@ def make_corner(recipe: Recipe | str, layouts: tuple[Layout, Layout], shape: tup
 class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, corner: Corner, *maps: Tensor) -> Tensor:
-        kept = torch.empty(corner.kept, dtype=torch.uint8, device=cpu.CPU)
+        kept = corner.first.keep(maps[0], corner.kept)
         ctx.corner, ctx.maps = corner, len(maps)
         ctx.save_for_backward(kept)
         return corner.run(KEEP, maps, kept)

@@ -146,8 +146,13 @@ class Plan:
     by_axis: bool  # folded axis by axis instead of element by element
     linear: bool  # one layout, only its values are asked for, and a gradient needs none of them
 
-    def empty(self, place: Place) -> Tensor:
-        return torch.empty_strided(*place, dtype=self.dtype, device=CPU)
+    def empty(self, like: Tensor, place: Place) -> Tensor:
+        """Return memory for a result or a gradient; to name the type of `like` would take as long again as to allocate it."""
+        return like.new_empty_strided(*place)
+
+    def keep(self, like: Tensor, number: int) -> Tensor:
+        """Return memory for so many bytes, in numbers of the type of `like`."""
+        return like.new_empty_strided((-(-number // like.itemsize),), (1,))
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory layout of this plan."""
@@ -272,9 +277,9 @@ class Fold:
         x = plan.laid_out(x)
         parameter = self.parameter
         learns = torch.is_grad_enabled() and (x.requires_grad or (isinstance(parameter, Tensor) and parameter.requires_grad))
-        ys = [plan.empty(out) for out in plan.outs]
+        ys = [plan.empty(x, out) for out in plan.outs]
         positions = [torch.empty_strided(*out, dtype=torch.int64, device=CPU) for out in plan.outs] if recipe.index else []
-        kept = [torch.empty(n, dtype=torch.uint8, device=CPU) if learns and n else None for n in plan.kept]
+        kept = [plan.keep(x, n) if learns and n else None for n in plan.kept]
         if not self._call(x, 1 if learns and recipe.op not in ("mean", "centre") else 0, ys, kept, positions):
             return None
         if recipe.op == "mean" and plan.dtype is torch.float64 and not all(bool(y.isfinite().all()) for y in ys):
@@ -292,7 +297,7 @@ class Fold:
         if x.requires_grad and torch.is_grad_enabled():
             return _attach(x, self)
         plan = self.plan
-        x, y = plan.laid_out(x), plan.empty(plan.outs[0])
+        x, y = plan.laid_out(x), plan.empty(x, plan.outs[0])
         plan.library.forward(plan.handle, x.data_ptr(), 0, 0, 0, 0, 0, y.data_ptr(), 0, 0)
         return y
 
@@ -329,7 +334,7 @@ class Fold:
     ) -> tuple[Tensor, Tensor | None] | None:
         """Gradients of the input and of the parameter's values; None where the definition must do it."""
         plan, mask = self.plan, self.mask
-        dx = plan.empty(plan.place)
+        dx = plan.empty(grads[0], plan.place)
         slopes = torch.zeros((plan.bands, plan.shape[0], plan.shape[1]), dtype=torch.float64, device=CPU) if slope else None
         addresses: list[int] = []
         held = [plan.laid_out(g) for g in grads]
@@ -356,7 +361,7 @@ class Fold:
 
     def again(self, x: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """A reducer that is linear once its maxima are known, of other values: of those at the same places."""
-        ys = [self.plan.empty(out) for out in self.plan.outs]
+        ys = [self.plan.empty(x, out) for out in self.plan.outs]
         self._call(self.plan.laid_out(x), 2 if self.plan.recipe.op == "max" else 0, ys, kept, [])
         return tuple(ys)
 
@@ -421,8 +426,8 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, fold: Fold) -> Tensor:
         plan = fold.plan
-        x, y = plan.laid_out(x), plan.empty(plan.outs[0])
-        kept = torch.empty_strided((plan.kept[0],), (1,), dtype=torch.uint8, device=CPU) if plan.kept[0] else None
+        x, y = plan.laid_out(x), plan.empty(x, plan.outs[0])
+        kept = plan.keep(x, plan.kept[0]) if plan.kept[0] else None
         what, to = (0, 0) if kept is None else (1, kept.data_ptr())
         plan.library.forward(plan.handle, x.data_ptr(), 0, 0, 0, what, 0, y.data_ptr(), to, 0)
         ctx.fold = fold
@@ -438,7 +443,7 @@ class _Linear(Function):
             return _Back.apply(fold, ctx.saved_tensors, grad), None
         plan = fold.plan
         (kept,) = ctx.saved_tensors
-        grad, dx = plan.laid_out(grad), plan.empty(plan.place)
+        grad, dx = plan.laid_out(grad), plan.empty(grad, plan.place)
         to, from_ = dx.data_ptr(), 0 if kept is None else kept.data_ptr()
         if not plan.library.backward(plan.back, to, 0, 0, 0, to, 0, grad.data_ptr(), from_, 0):
             raise MemoryError(NO_MEMORY)

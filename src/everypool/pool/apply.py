@@ -78,7 +78,7 @@ def call(
     if mask is None and sizes is None and choose().name == "cpu" and cpu.unsupported_reason(input) is None:
         types = plain(settings + arguments)
         if types is not None:
-            if nd is None and arguments:
+            if nd is None and arguments and tuple in types:
                 nd = windows.axes_of(arguments[0])
             single = nd is not None and input.dim() == nd + 1
             x = add_batch_axis(input) if single else input
