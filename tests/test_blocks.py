@@ -128,16 +128,6 @@ def test_train_copy_and_pickle(operation: Operation) -> None:
         assert getattr(everypool, name)
 
 
-@pytest.mark.parametrize("operation", BLOCKS, ids=name_of)
-def test_compiles_whole(operation: Operation) -> None:
-    torch._dynamo.reset()
-    module, arguments = operation.sample()  # type: ignore[misc]
-    module = shuffled(module).eval()
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    for y, wanted in zip(outputs(compiled(*arguments)), outputs(module(*arguments)), strict=True):
-        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("operation", [op for op in BLOCKS if op.onnx], ids=name_of)
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_at_unseen_sizes(operation: Operation) -> None:

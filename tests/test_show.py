@@ -141,24 +141,34 @@ def test_show_all_and_an_own_photo(tmp_path: Path):
     assert size_of(tmp_path / "gem-p-10.png") == (1920, 1080)
 
 
-def test_show_refuses(tmp_path: Path):
+REFUSED = [
+    (["show", "max", "--all"], ["OP"]),
+    (["show", "sofft"], ["did you mean 'soft'?"]),
+    (["show", "gem:q=3"], ["gem"]),
+    (["show", "corner_module"], ["`OP` must be", "everypool show corner` draws"]),
+    (["show", "global_average_head"], ["which has none"]),
+    (["show", "strip:p=3"], ["OP", "reducer"]),
+    (["show", "max", "--kernel", "0"], ["--kernel"]),
+    (["show", "max", "--kernel", "1000"], ["kernel", "at most"]),
+    (["show", "max", "--image", "nowhere.png"], ["image", "nowhere.png"]),
+    (["show", "max", "--image", "words.png"], ["image", "words.png"]),
+    (["show", "max", "--image", "empty.png"], ["image"]),
+    (["show", "max", "--image", "."], ["image"]),
+    (["show", "max", "-o", "max.jpeg"], ["output", ".png"]),
+    (["show", "max", "-o", "none/max.png"], ["output", "folder"]),
+]
+
+
+def test_show_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    refused(command("show", folder=tmp_path), "OP")
     (tmp_path / "words.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
-    refused(command("show", folder=tmp_path), "OP")
-    refused(command("show", "max", "--all", folder=tmp_path), "OP")
-    refused(command("show", "sofft", folder=tmp_path), "did you mean 'soft'?")
-    refused(command("show", "gem:q=3", folder=tmp_path), "gem")
-    refused(command("show", "corner_module", folder=tmp_path), "`OP` must be", "everypool show corner` draws")
-    refused(command("show", "global_average_head", folder=tmp_path), "which has none")
-    refused(command("show", "strip:p=3", folder=tmp_path), "OP", "reducer")
-    refused(command("show", "max", "--kernel", "0", folder=tmp_path), "--kernel")
-    refused(command("show", "max", "--kernel", "1000", folder=tmp_path), "kernel", "at most")
-    refused(command("show", "max", "--image", "nowhere.png", folder=tmp_path), "image", "nowhere.png")
-    refused(command("show", "max", "--image", "words.png", folder=tmp_path), "image", "words.png")
-    refused(command("show", "max", "--image", "empty.png", folder=tmp_path), "image")
-    refused(command("show", "max", "--image", ".", folder=tmp_path), "image")
-    refused(command("show", "max", "-o", "max.jpeg", folder=tmp_path), "output", ".png")
-    refused(command("show", "max", "-o", "none/max.png", folder=tmp_path), "output", "folder")
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in REFUSED:  # in this process: each of its own takes seconds
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        out, err = capsys.readouterr()
+        refused(subprocess.CompletedProcess(arguments, end.value.code, out, err), *words)  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.iterdir()} == {"words.png", "empty.png"}
 
 

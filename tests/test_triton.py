@@ -38,6 +38,15 @@ WINDOWS = {
     "running down": (Scan(-2), (1, 2, 4, 3)),
 }
 
+LARGE = ("global", "pyramid", "strips", "long")
+OTHER_MIDDLES = ("median:even=mean", "median:even=upper")  # found as the lower one is, which takes long in the interpreter
+PAIRS = [
+    pytest.param(*case.values, name, id=f"{case.id}-{name}")
+    for case in CASES
+    for name in WINDOWS
+    if not (case.values[0] in OTHER_MIDDLES and name in LARGE)
+]
+
 
 # the interpreter's NumPy warns of what `where` leaves out
 pytestmark = [pytest.mark.usefixtures("small_tiles"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -64,12 +73,13 @@ def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, times
 
 @here
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize(("reducer", "dtype"), CASES)
+@pytest.mark.parametrize(("reducer", "dtype", "windows"), PAIRS)
 def test_equals_the_definition(
-    reducer: str, windows: str, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    reducer: str, dtype: torch.dtype, windows: str, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over, shape = WINDOWS[windows]
+    if reducer.startswith("median"):
+        shape = (1, 1, *shape[2:])
     x = torch.randn(shape, device=DEVICE).to(dtype)
     mask = (torch.rand(shape[0], 1, *shape[2:], device=DEVICE) > 0.4) if masked else None
     if reducer in REFUSED or (reducer == "center:even=mean" and masked):

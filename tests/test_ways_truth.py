@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 from ways import documented
-from ways.registry import WAYS, Way
+from ways.registry import WAYS, Way, choose_none
 from ways.subjects import SUBJECTS, Subject, of_map
 
 import everypool
@@ -90,7 +90,9 @@ def is_refusal(error: BaseException | None) -> bool:
     return False
 
 
-@pytest.mark.parametrize("way", DECIDED, ids=name_item)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way.is_quick is choose_none)) for way in DECIDED], ids=name_item
+)
 def test_kernels_run_where_they_are_said_to(way: Way, kernels: list[int]) -> None:
     subject = next(subject for subject in reversed(POOLINGS) if answers(way, subject))
     run_twice(way, subject, kernels)

@@ -66,13 +66,20 @@ def derive(run: Callable[[], Any], wanted: Sequence[Tensor], order: int = 2) -> 
 
 
 def run_plainly(
-    subject: Subject, module: nn.Module | None = None, arguments: Sequence[Any] | None = None, size: int = BASE, order: int = 2
+    subject: Subject,
+    module: nn.Module | None = None,
+    arguments: Sequence[Any] | None = None,
+    size: int = BASE,
+    order: int = 2,
+    names: Sequence[str] | None = None,
 ) -> Outcome:
-    """Call a module and derive it by its maps and parameters."""
+    """Call a module and derive it by its maps and parameters, which are taken in the order of `names`."""
     module = subject.module() if module is None else module
     arguments = subject.arguments(size) if arguments is None else arguments
     leaves = [x.detach().requires_grad_() for x in get_leaves(arguments)]
-    return derive(lambda: module(*put_leaves(arguments, leaves)), [*leaves, *module.parameters()], order)
+    parameters = dict(module.named_parameters())
+    wanted = [*leaves, *(parameters[name] for name in names or parameters)]
+    return derive(lambda: module(*put_leaves(arguments, leaves)), wanted, order)
 
 
 @cache

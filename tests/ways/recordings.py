@@ -24,7 +24,15 @@ from .derivatives import (
     make_pure,
     run_plainly,
 )
-from .registry import add_way, choose_few, choose_main, choose_none, choose_usual, choose_usual_evaluated
+from .registry import (
+    add_way,
+    choose_few,
+    choose_main,
+    choose_main_evaluated,
+    choose_none,
+    choose_usual,
+    choose_usual_evaluated,
+)
 from .subjects import BASE, OTHER, TALLER, Subject
 
 
@@ -99,24 +107,24 @@ def call_recorded_with_fakes(subject: Subject) -> None:
     _record_derivatives(subject, "fake", (BASE,))
 
 
-@add_way("make_fx symbolic", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
+@add_way("make_fx symbolic", kernels=False, fits=choose_main_evaluated, quick=choose_few)
 def call_recorded_with_symbols(subject: Subject) -> None:
     """make_fx(tracing_mode="symbolic"), of values and first derivatives, run at two sizes"""
     _record_derivatives(subject, "symbolic", (BASE, OTHER), 1)
 
 
-@add_way("make_fx symbolic twice", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
+@add_way("make_fx symbolic twice", kernels=False, fits=choose_main_evaluated, quick=choose_few)
 def call_recorded_twice_with_symbols(subject: Subject) -> None:
     """the same with second derivatives"""
     _record_derivatives(subject, "symbolic", (BASE, OTHER))
 
 
-def _check_compiled(subject: Subject, backend: str) -> None:
+def _check_compiled(subject: Subject, backend: str, sizes: tuple[int, ...]) -> None:
     torch._dynamo.reset()
-    for size in (BASE, OTHER):
+    for size in sizes:
         module = subject.module()
         if size == BASE:
-            compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=True)
+            compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=len(sizes) > 1)
         arguments = subject.arguments(size)
         leaves = [x.detach().requires_grad_() for x in get_leaves(arguments)]
         wanted = [*leaves, *compiled.parameters()]
@@ -126,16 +134,16 @@ def _check_compiled(subject: Subject, backend: str) -> None:
     torch._dynamo.reset()
 
 
-@add_way("compile", kernels=False, fits=choose_usual, quick=choose_few)
+@add_way("compile", kernels=False, fits=choose_main, quick=choose_none)
 def call_compiled(subject: Subject) -> None:
     """torch.compile(backend="aot_eager", fullgraph=True, dynamic=True), forward and backward, two sizes"""
-    _check_compiled(subject, "aot_eager")
+    _check_compiled(subject, "aot_eager", (BASE, OTHER))
 
 
 @add_way("inductor", kernels=False, fits=choose_main, quick=choose_none)
 def call_compiled_by_inductor(subject: Subject) -> None:
-    """torch.compile with Inductor, forward and backward, two sizes"""
-    _check_compiled(subject, "inductor")
+    """torch.compile with Inductor, forward and backward"""
+    _check_compiled(subject, "inductor", (BASE,))
 
 
 def _make_dynamic(arguments: tuple[Any, ...]) -> Any:
@@ -154,12 +162,11 @@ def _make_dynamic(arguments: tuple[Any, ...]) -> Any:
 
 
 def _check_exported(subject: Subject, strict: bool) -> None:
-    arguments = subject.arguments()
-    program = torch.export.export(
-        Holder(subject.module()), arguments, dynamic_shapes=(_make_dynamic(arguments),), strict=strict
-    ).module()
+    arguments, holder = subject.arguments(), Holder(subject.module())
+    names = [name for name, _ in holder.named_parameters()]  # a strict program lists them as they are used
+    program = torch.export.export(holder, arguments, dynamic_shapes=(_make_dynamic(arguments),), strict=strict).module()
     for size in (BASE, TALLER):
-        check_outcome(run_plainly(subject, program, size=size), expect(subject, size))
+        check_outcome(run_plainly(subject, program, size=size, names=names), expect(subject, size))
 
 
 class Holder(nn.Module):
@@ -177,7 +184,7 @@ def call_exported(subject: Subject) -> None:
     _check_exported(subject, False)
 
 
-@add_way("export strict", kernels=False, fits=choose_usual, quick=choose_few)
+@add_way("export strict", kernels=False, fits=choose_main, quick=choose_few)
 def call_strictly_exported(subject: Subject) -> None:
     """the same with strict=True"""
     _check_exported(subject, True)

@@ -65,6 +65,10 @@ def choose_usual_evaluated(subject: Subject) -> bool:
     return subject.is_usual and not subject.is_learning
 
 
+def choose_main_evaluated(subject: Subject) -> bool:
+    return subject.is_main and not subject.is_learning
+
+
 def add_way(
     name: str, *, kernels: bool | None, fits: Choose = choose_all, quick: Choose = choose_all
 ) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:

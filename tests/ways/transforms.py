@@ -33,7 +33,7 @@ from .derivatives import (
     make_pure,
     put_leaves,
 )
-from .registry import add_way, choose_evaluated, choose_few, choose_usual_evaluated
+from .registry import add_way, choose_evaluated, choose_few, choose_main_evaluated
 from .subjects import Subject
 
 COPIES = 3
@@ -243,7 +243,7 @@ def call_transformed(subject: Subject) -> None:
     check_close(slope, sum((g * d).sum() for g, d in zip(expected.firsts, directions, strict=True)))
 
 
-@add_way("linearize", kernels=False, fits=choose_usual_evaluated, quick=choose_few)
+@add_way("linearize", kernels=False, fits=choose_main_evaluated, quick=choose_few)
 def call_linearized(subject: Subject) -> None:
     """torch.func.linearize (which calls plainly, too)"""
     with warnings.catch_warnings():

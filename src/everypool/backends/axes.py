@@ -221,6 +221,9 @@ class Slide(Axis):
             return None
         place = torch.arange(self.n, device=device).unsqueeze(0) + self.left
         last = self.out - 1 if windows is None else windows.to(device).reshape(-1, 1) - 1
+        if d == 1:
+            before_end = place < last * s + k
+            return before_end if k >= s else before_end & (place % s < k)
         latest = torch.div(place, s, rounding_mode="floor").clamp(max=last)
         # of the windows whose taps can fall on that place, every `period`-th, the latest
         shared = math.gcd(s, d)

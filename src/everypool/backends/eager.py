@@ -210,19 +210,13 @@ class Folds:
     @staticmethod
     def take(x: Tensor, index: Tensor) -> Tensor:
         """The elements at flat positions of each plane; position -1 gives some element, for `exists` to erase."""
-        index = index.clamp(min=0)
-        if can_compare_sizes():
-            return x.flatten(2).gather(2, index.flatten(2)).unflatten(2, index.shape[2:])
-        places = []  # an exported graph cannot split an axis into symbolic ones
-        for size in reversed(x.shape[2:]):
-            divisor = torch.full((), size, dtype=torch.int64, device=x.device)  # ONNX divides by no symbolic number
-            rows = torch.div(index, divisor, rounding_mode="floor")
-            places.append(index - rows * divisor)
-            index = rows
-        shape = [1] * (x.dim() - 2)
+        planes = x.flatten(2)
+        if not is_tracing():
+            return planes.gather(2, index.flatten(2).clamp(min=0)).unflatten(2, index.shape[2:])
+        shape = [1] * (x.dim() - 2)  # a graph cannot split an axis into symbolic ones
         samples = torch.arange(x.shape[0], device=x.device).reshape(-1, 1, *shape)
         channels = torch.arange(x.shape[1], device=x.device).reshape(1, -1, *shape)
-        return x[(samples, channels, *reversed(places))]
+        return planes[samples, channels, index.clamp(min=0)]
 
     def log_mean_exp(self, u: Tensor) -> Tensor:
         """log(mean(exp(u))) over each window, exact for huge, tiny and equal u; -inf where the window is empty."""
@@ -364,7 +358,7 @@ class Folds:
 
     def taps(self, x: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Every window's elements side by side, (N, C, *out, taps), and which exist: k x k copies, for few reducers."""
-        if not can_compare_sizes():
+        if is_tracing():
             return self._indexed_taps(x)
         flat, found = self.tap_table(rows)
         batch = x.shape[0]
@@ -378,7 +372,7 @@ class Folds:
         return x.flatten(2).gather(2, index).unflatten(2, shape), exists
 
     def _indexed_taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`taps` for exported graphs, which cannot split an axis into symbolic ones."""
+        """`taps` for recorded graphs, which cannot split an axis into symbolic ones."""
         tables = [along.table(x.device) for along in self.layout.axes]
         ragged = any(positions.dim() == 3 for positions, _ in tables)  # each sample has windows of its own
         index: list[Tensor] = []

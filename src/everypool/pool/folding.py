@@ -132,7 +132,7 @@ def existing(exists: Exists) -> Tensor | None:
 
 def defined(reducer: Reducer, x: Tensor, folds: Folds) -> Reduced:
     """One reducer over one layout; windows without a valid element give 0 (as an index -1) and no gradient."""
-    parts, told = reducer.define(folds.hide_outside(x), folds)
+    parts, told = reducer.define(x if reducer.selects else folds.hide_outside(x), folds)
     exists = folds.exists() if told is None else existing(told)
     if exists is not None:
         parts = tuple(part.masked_fill(~exists, -i) for i, part in enumerate(parts))

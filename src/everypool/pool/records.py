@@ -37,6 +37,7 @@ class Reducer:
     """What becomes of the values that belong together; subclasses are small and hold only their parameters."""
 
     any_dtype: ClassVar[bool] = False  # integers and bool as well
+    selects: ClassVar[bool] = False  # results are elements of the input, and gradients are theirs as they are
 
     def check(self, input: Tensor) -> None:
         """Raise if this reducer has no meaning for this input."""

@@ -52,6 +52,7 @@ class Center(Reducer):
     even: str = "lower"
 
     any_dtype: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
 
     def check(self, input: Tensor) -> None:
         super().check(input)

@@ -51,6 +51,7 @@ class Max(Reducer):
     indices: bool = False
 
     any_dtype: ClassVar[bool] = True
+    selects: ClassVar[bool] = True
 
     def check(self, input: Tensor) -> None:
         super().check(input)
