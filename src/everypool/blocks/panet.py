@@ -261,7 +261,7 @@ def _filled(module: nn.Module) -> None:
 
 
 def _sample() -> tuple[nn.Module, tuple[Any, ...]]:
-    maps = [torch.randn(2, 8, 20, 12), torch.randn(2, 8, 10, 6)]  # sizes unlike those of weights, which a graph takes for one
+    maps = [torch.randn(2, 8, 18, 12), torch.randn(2, 8, 9, 6)]  # sizes unlike those of weights, which a graph takes for one
     return PANetBoxHead(8, 64, 2, (0.25, 0.125)), (
         maps,
         torch.tensor([[0.0, 3.0, 2.0, 30.0, 40.0], [1.0, 8.0, 9.0, 20.0, 15.0]]),
